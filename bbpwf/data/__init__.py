@@ -1,0 +1,1 @@
+"""Bringing results home: Nexus, Lustre HSM, S3."""

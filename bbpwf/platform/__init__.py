@@ -1,0 +1,1 @@
+"""Services of the platform: provisioner, Secrets Manager, identity provider."""

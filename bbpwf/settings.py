@@ -1,0 +1,214 @@
+"""Typed settings: read once by an entry point, passed down, never consulted from module bodies.
+
+Sources, strongest first: environment variables ``BBPWF_<SECTION>__<NAME>``, then the TOML file named by
+``BBPWF_CONFIG_FILE`` (see ``config/``), then the defaults below. ``docs/settings.md`` is generated from here.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from bbpwf.errors import InvalidConfig
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ProjectSettings(_Section):
+    """Which Virtual Lab Project this instance serves."""
+
+    virtual_lab_id: str = Field("local", description="Virtual lab id (UUID), lower case.")
+    project_id: str = Field("local", description="Project id (UUID), lower case.")
+
+
+class ClusterSettings(_Section):
+    """The cluster that jobs run on by default."""
+
+    kind: Literal["provisioned", "ssh", "local"] = Field(
+        "local",
+        description="`provisioned`: ask the provisioner for the project's cluster; `ssh`: a fixed head node; "
+        "`local`: processes on this machine.",
+    )
+    host: str = Field("", description="Head node for `ssh`; for `provisioned`, overrides the address it reports.")
+    port: int = Field(22, ge=1, le=65535, description="SSH port of the head node.")
+    user: str = Field("", description="Login for `ssh`.")
+    key_file: Path | None = Field(None, description="Private key for `ssh`.")
+    data_root: str = Field(
+        "/obi/data/scratch",
+        description="Folder on the cluster's shared file system under which runs keep data.",
+    )
+    spool_root: str = Field(
+        "", description="Folder on the cluster for job spools and events; `<data_root>/.bbpwf` if empty."
+    )
+    software: str = Field("", description="Software environment on the shared disk; its `bin` leads a job's PATH.")
+    partition: str = Field("", description="Partition for jobs that name none; the cluster's default if empty.")
+    lustre: bool | None = Field(
+        None, description="Whether `data_root` is on Lustre with HSM; found out from the cluster if unset."
+    )
+    max_local_jobs: int = Field(
+        default_factory=lambda: os.cpu_count() or 1, ge=1, description="Jobs at once on the `local` backend."
+    )
+    connect_timeout_s: float = Field(20, gt=0, description="Limit for TCP, SSH handshake and login, each.")
+    command_timeout_s: float = Field(60, gt=0, description="Limit for one command on the head node.")
+    keepalive_s: int = Field(30, ge=1, description="SSH keepalive interval.")
+    poll_s: float = Field(30, gt=0, description="Interval of the queue query that backs up pushed events.")
+    lost_after_s: float = Field(
+        600, gt=0, description="A job that no witness has seen for this long ends as LOST, with its evidence."
+    )
+
+
+class ProvisionerSettings(_Section):
+    """The HPC resource provisioner."""
+
+    url: AnyHttpUrl | None = Field(None, description="Base URL, up to and including `/hpc-provisioner`.")
+    region: str = Field("us-east-1", description="AWS region that requests are signed for.")
+    tier: str = Field("debug", description="Cluster tier; also the name of its partition.")
+    include_lustre: bool = Field(True, description="Ask for an FSx for Lustre file system.")
+    dev: bool = Field(False, description="Use the provisioner's development template.")
+    short_ids: bool = Field(
+        True, description="Send only the first segment of UUIDs: ParallelCluster names hold 60 characters."
+    )
+    request_timeout_s: float = Field(35, gt=0, description="Limit for one request; API Gateway cuts at 29 s.")
+    poll_s: float = Field(20, gt=0, description="Interval between looks at a cluster that is being made.")
+    absent_tolerance_s: float = Field(
+        600, gt=0, description="How long a cluster may stay unknown (404) after it was asked for."
+    )
+    deadline_s: float = Field(5400, gt=0, description="Overall limit for a cluster to become usable.")
+
+
+class AwsSettings(_Section):
+    """AWS endpoints; credentials come from botocore's own chain."""
+
+    region: str = Field("us-east-1", description="Region of Secrets Manager and S3.")
+    endpoint_url: str = Field("", description="One endpoint for all AWS services; the real ones if empty.")
+
+
+class OidcSettings(_Section):
+    """The identity provider: a Keycloak realm."""
+
+    issuer: str = Field("", description="Realm URL, e.g. `https://host/auth/realms/SBO`; also the `iss` claim.")
+    client_id: str = Field("bbp-workflow", description="Client of the service, for the browser login.")
+    client_secret: SecretStr | None = Field(None, description="Secret of a confidential client.")
+    cli_client_id: str = Field("obi-entitysdk-auth", description="Public client of the command line.")
+    audience: str = Field("", description="Required `aud`; unchecked if empty, as the platform sets none.")
+    leeway_s: int = Field(10, ge=0, le=60, description="Clock skew allowed on `exp`, `nbf` and `iat`.")
+
+
+class NexusSettings(_Section):
+    """Nexus Delta, the knowledge graph."""
+
+    url: AnyHttpUrl | None = Field(None, description="API base, up to and including `/v1`.")
+    org: str = Field("", description="Organisation that results are registered in.")
+    project: str = Field("", description="Project that results are registered in.")
+    storage_id: str = Field("", description="Storage for uploads and links; the project's default if empty.")
+    timeout_s: float = Field(30, gt=0, description="Limit for one request; uploads scale with size.")
+
+
+class S3Settings(_Section):
+    """Where the cluster's Lustre file system exports to (its data repository association)."""
+
+    bucket: str = Field("", description="Bucket behind the file system path; found out from FSx if empty.")
+    prefix: str = Field("", description="Key prefix in that bucket.")
+    lustre_path: str = Field("", description="Folder on the cluster that maps to the prefix; `data_root` if empty.")
+
+
+class ServiceSettings(_Section):
+    """The HTTP service of one project instance."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8100, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    public_url: str = Field("", description="URL under which clients reach this instance; `http://host:port` if empty.")
+    scheduler_port: int = Field(8082, ge=0, le=65535, description="Loopback port of Luigi's scheduler; 0 picks one.")
+    workflows_path: tuple[Path, ...] = Field((), description="Extra folders to find task modules in.")
+    task_modules: tuple[str, ...] = Field(
+        ("tasks.simulation",), description="Modules whose tasks the catalogue offers."
+    )
+    max_runs: int = Field(20, ge=1, description="Runs with a head process at once; more wait as QUEUED.")
+    max_upload_mb: int = Field(64, ge=1, description="Largest launch request, all attachments together.")
+    secure_cookies: bool = Field(True, description="Mark session cookies Secure; off only for plain HTTP on loopback.")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BBPWF_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    state_dir: Path = Field(
+        Path("~/.local/state/bbpwf"), description="Folder for ledger, sockets, runs and pinned host keys."
+    )
+    database_url: str = Field("", description="SQLAlchemy URL; SQLite in `state_dir` if empty.")
+    scheduler_url: str = Field("", description="A `luigid` for `bbpwf run`; an in-process scheduler if empty.")
+    url: str = Field("", description="The service that client commands talk to.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe level to log.")
+    log_json: bool = Field(False, description="Log one JSON object a line.")
+    project: ProjectSettings = ProjectSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    provisioner: ProvisionerSettings = ProvisionerSettings()
+    aws: AwsSettings = AwsSettings()
+    oidc: OidcSettings = OidcSettings()
+    nexus: NexusSettings = NexusSettings()
+    s3: S3Settings = S3Settings()
+    service: ServiceSettings = ServiceSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then environment, then the TOML file; no dotenv file and no secrets folder."""
+        del dotenv_settings, file_secret_settings
+        sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
+        if file := os.environ.get("BBPWF_CONFIG_FILE"):
+            sources.append(TomlConfigSettingsSource(settings_cls, Path(file)))
+        return tuple(sources)
+
+    @property
+    def state(self) -> Path:
+        """``state_dir`` with ``~`` expanded, absolute."""
+        return self.state_dir.expanduser().absolute()
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL in force."""
+        return self.database_url or f"sqlite:///{self.state / 'bbpwf.db'}"
+
+
+def load() -> Settings:
+    """Settings from the environment and the file that ``BBPWF_CONFIG_FILE`` names.
+
+    Raises:
+        InvalidConfig: the file is missing or not TOML, or a value is unknown or ill-typed; names each.
+    """
+    file = os.environ.get("BBPWF_CONFIG_FILE", "")
+    if file and not Path(file).is_file():
+        raise InvalidConfig(f"the settings file {file!r} does not exist", hint="Correct BBPWF_CONFIG_FILE.")
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False, include_url=False)
+        )
+        raise InvalidConfig(f"invalid settings: {problems}", where=file or "environment") from None
+    except ValueError as error:  # TOML syntax, or JSON in an environment variable
+        raise InvalidConfig(f"invalid settings: {error}", where=file or "environment") from error

@@ -1,0 +1,1 @@
+"""The HTTP service of one Virtual Lab Project."""
