@@ -1,0 +1,115 @@
+"""Opening the database: SQLite (WAL, embedded) by default, PostgreSQL by URL; migrated to this version.
+
+A database that a newer bbpwf wrote is refused rather than misread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+
+from bbpwf.errors import LedgerError
+
+_BUSY_MS = 30_000
+"""How long a SQLite writer waits for another process's transaction."""
+
+
+class Database:
+    """An engine whose transactions begin as writers where that matters, with errors in our words."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+
+    @contextmanager
+    def begin(self) -> Iterator[sa.Connection]:
+        """One transaction: committed when the block ends well, rolled back otherwise.
+
+        Raises:
+            LedgerError: the database cannot be used, e.g. locked for too long, full disk, connection gone.
+        """
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except sa.exc.IntegrityError:
+            raise
+        except sa.exc.DBAPIError as error:
+            raise LedgerError(
+                f"the database refused: {str(error.orig).strip()}",
+                where=self.engine.url.render_as_string(hide_password=True),
+                retryable=True,
+            ) from error
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def open_database(url: str) -> Database:
+    """Open, and bring the schema to this version.
+
+    Raises:
+        LedgerError: it cannot be opened, or was written by a newer version.
+    """
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        if parsed.database and parsed.database != ":memory:":
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(url, connect_args={"timeout": _BUSY_MS / 1000, "check_same_thread": False})
+        _make_sqlite_transactional(engine)
+    else:
+        engine = sa.create_engine(url, pool_pre_ping=True, pool_size=10)
+    database = Database(engine)
+    _migrate(database)
+    return database
+
+
+def _make_sqlite_transactional(engine: sa.Engine) -> None:
+    """Take BEGIN into our own hands: Python's sqlite3 delays it, so that a read could not become a write."""
+
+    @sa.event.listens_for(engine, "connect")
+    def _connected(connection: sa.engine.interfaces.DBAPIConnection, _record: object) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")  # an intent must survive a power cut before sbatch is called
+        cursor.close()
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        reading = connection.get_execution_options().get("reading", False)
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def migrations_config(url: str = "") -> Config:
+    """Alembic's configuration of our migrations; for :func:`open_database` and ``alembic`` itself."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
+    return config
+
+
+def _migrate(database: Database) -> None:
+    config = migrations_config()
+    head = ScriptDirectory.from_config(config).get_current_head()
+    try:
+        with database.begin() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+            if current == head:
+                return
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except CommandError as error:
+        raise LedgerError(
+            "the database was written by a newer version of bbpwf",
+            where=database.engine.url.render_as_string(hide_password=True),
+            hint="Upgrade bbpwf, or restore a backup made before the upgrade.",
+        ) from error

@@ -1,0 +1,406 @@
+"""Runs as durable facts: created by a launch, moved by the supervisor, read by everybody.
+
+A run is created once per ``(owner, idempotency key)``. Its state moves as :class:`bbpwf.states.RunState` allows;
+a finished run that did not complete may be *resumed*, which starts its next incarnation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict, Field
+
+from bbpwf.clock import Clock
+from bbpwf.cluster.database import Database
+from bbpwf.cluster.jobs import JobView, TaskReport
+from bbpwf.cluster.schema import jobs, run_tags, runs, tasks
+from bbpwf.cluster.views import job_view
+from bbpwf.errors import Conflict, InvalidInput, NotFound
+from bbpwf.states import JobState, RunState
+
+MAX_PAGE = 1000
+"""Most rows of one page of runs or tasks."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunRequest(_Frozen):
+    """What was asked for, in the words of WES ``RunRequest``; ``workflow_url`` is ``module:Task``."""
+
+    workflow_type: str = "LUIGI"
+    workflow_type_version: str = "3.8"
+    workflow_url: str
+    workflow_params: dict[str, Any] = {}
+    workflow_engine: str = ""
+    workflow_engine_version: str = ""
+    workflow_engine_parameters: dict[str, str] = {}
+    tags: dict[str, str] = {}
+    attachments: tuple[str, ...] = ()
+
+
+class Owner(_Frozen):
+    """Who launched a run."""
+
+    sub: str
+    username: str = ""
+
+
+class RunRecord(_Frozen):
+    """What is known of a run. Times are Unix seconds; ``outcome`` is what its head wrote at the end."""
+
+    run_id: str
+    state: RunState
+    reason: str = ""
+    request: RunRequest
+    owner: Owner
+    incarnation: int = 1
+    created_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    outcome: dict[str, Any] = {}
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags given at launch."""
+        return self.request.tags
+
+
+class TaskRecord(_Frozen):
+    """A Luigi task of a run, or one job of it: an array's elements are ``<task id>.<index>``.
+
+    ``state`` is a WES state name. ``job_key`` is set where there is exactly one job behind the row, whose log
+    and exit code these are.
+    """
+
+    id: str
+    name: str
+    state: RunState
+    started_at: float | None = None
+    ended_at: float | None = None
+    exit_code: int | None = None
+    reason: str = ""
+    job_key: str = ""
+    scheduler_id: str = ""
+    cluster: str = ""
+    stdout: str = ""
+    attempt: int = 0
+    command: str = Field("", description="The script of the job, as submitted.")
+
+
+class RunStore:
+    """The runs of one instance. Safe to use from several processes at once."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._db = database
+        self._clock = clock
+
+    def create(self, request: RunRequest, owner: Owner, idempotency_key: str = "") -> RunRecord:
+        """A new QUEUED run; or the run that this owner already created with this key.
+
+        Raises:
+            Conflict: the key was used for a different request.
+        """
+        body = request.model_dump(mode="json")
+        fingerprint = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        run_id = "r" + secrets.token_hex(10)
+        with self._db.begin() as db:
+            if idempotency_key:
+                found = db.execute(
+                    sa.select(runs).where(runs.c.sub == owner.sub, runs.c.idempotency_key == idempotency_key)
+                ).first()
+                if found is not None:
+                    if found.fingerprint != fingerprint:
+                        raise Conflict(
+                            f"the idempotency key {idempotency_key!r} was used for another launch, run {found.run_id}",
+                            hint="Use a new key for a new request.",
+                        )
+                    return _run(found)
+            db.execute(
+                runs.insert().values(
+                    run_id=run_id,
+                    state=RunState.QUEUED.value,
+                    reason="",
+                    request=body,
+                    fingerprint=fingerprint,
+                    idempotency_key=idempotency_key or None,
+                    sub=owner.sub,
+                    username=owner.username,
+                    incarnation=1,
+                    created_at=self._clock.now(),
+                )
+            )
+            if request.tags:
+                db.execute(
+                    run_tags.insert(), [{"run_id": run_id, "name": k, "value": v} for k, v in request.tags.items()]
+                )
+            return _run(db.execute(sa.select(runs).where(runs.c.run_id == run_id)).one())
+
+    def get(self, run_id: str) -> RunRecord:
+        """The run. Raises NotFound."""
+        with self._db.engine.connect().execution_options(reading=True) as db:
+            return _run(self._row(db, run_id))
+
+    def page(
+        self,
+        *,
+        limit: int = 20,
+        token: str = "",
+        states: Sequence[RunState] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> tuple[list[RunRecord], str]:
+        """Newest first. The second value is the token of the next page, empty at the end.
+
+        Raises:
+            InvalidInput: a token that no page gave out, or a limit outside 1 … 1000.
+        """
+        query = sa.select(runs).order_by(runs.c.seq.desc()).limit(_limit(limit) + 1)
+        if token:
+            query = query.where(runs.c.seq < _position(token))
+        if states:
+            query = query.where(runs.c.state.in_([s.value for s in states]))
+        for name, value in (tags or {}).items():
+            tagged = sa.select(run_tags.c.run_id).where(run_tags.c.name == name, run_tags.c.value == value)
+            query = query.where(runs.c.run_id.in_(tagged))
+        with self._db.engine.connect().execution_options(reading=True) as db:
+            rows = db.execute(query).all()
+        following = str(rows[limit - 1].seq) if len(rows) > limit else ""
+        return [_run(row) for row in rows[:limit]], following
+
+    def move(
+        self, run_id: str, state: RunState, reason: str = "", *, outcome: Mapping[str, Any] | None = None
+    ) -> RunRecord:
+        """Bring the run into ``state``; to where it is already, only ``reason`` changes.
+
+        Raises:
+            Conflict: its present state does not allow that.
+        """
+        with self._db.begin() as db:
+            row = self._row(db, run_id)
+            present = RunState(row.state)
+            if present is not state and not present.may_become(state):
+                raise Conflict(f"run {run_id} is {present} and cannot become {state}")
+            now = self._clock.now()
+            values: dict[str, Any] = {"state": state.value, "reason": reason}
+            if state is RunState.RUNNING and row.started_at is None:
+                values["started_at"] = now
+            if state.terminal and present is not state:
+                values["ended_at"] = now
+            if outcome is not None:
+                values["outcome"] = dict(outcome)
+            db.execute(runs.update().where(runs.c.run_id == run_id).values(**values))
+            return _run(self._row(db, run_id))
+
+    def resume(self, run_id: str) -> RunRecord:
+        """Queue a finished run again: what completed stays, the rest is tried anew.
+
+        Raises:
+            Conflict: it is not finished, or it completed.
+        """
+        with self._db.begin() as db:
+            row = self._row(db, run_id)
+            present = RunState(row.state)
+            if not present.terminal:
+                raise Conflict(f"run {run_id} is {present}: only a finished run can be resumed")
+            if present is RunState.COMPLETE:
+                raise Conflict(f"run {run_id} is COMPLETE: there is nothing to resume")
+            db.execute(
+                runs.update()
+                .where(runs.c.run_id == run_id)
+                .values(
+                    state=RunState.QUEUED.value,
+                    reason="resumed",
+                    incarnation=row.incarnation + 1,
+                    ended_at=None,
+                    outcome=None,
+                )
+            )
+            return _run(self._row(db, run_id))
+
+    def unfinished(self) -> list[RunRecord]:
+        """Every run that is not in a terminal state, oldest first."""
+        query = sa.select(runs).where(runs.c.state.not_in([s.value for s in RunState if s.terminal]))
+        with self._db.engine.connect().execution_options(reading=True) as db:
+            return [_run(row) for row in db.execute(query.order_by(runs.c.seq))]
+
+    def counts(self) -> dict[RunState, int]:
+        """How many runs are in each state; states without runs are 0."""
+        with self._db.engine.connect().execution_options(reading=True) as db:
+            found = db.execute(sa.select(runs.c.state, sa.func.count()).group_by(runs.c.state)).all()
+        return dict.fromkeys(RunState, 0) | {RunState(state): count for state, count in found}
+
+    def report(self, run_id: str, reports: Sequence[TaskReport]) -> None:
+        """Record what became of Luigi tasks. A later report of the same task replaces the earlier."""
+        if not reports:
+            return
+        with self._db.begin() as db:
+            known = {
+                row.task_id: row
+                for row in db.execute(
+                    sa.select(tasks).where(tasks.c.run_id == run_id, tasks.c.task_id.in_([r.task_id for r in reports]))
+                )
+            }
+            for each in reports:
+                values = {
+                    "family": each.family,
+                    "params": each.params,
+                    "state": each.state,
+                    "started_at": each.started_at,
+                    "ended_at": each.ended_at,
+                    "message": each.message[:20_000],
+                }
+                if each.task_id in known:
+                    db.execute(
+                        tasks.update().where(tasks.c.run_id == run_id, tasks.c.task_id == each.task_id).values(**values)
+                    )
+                else:
+                    db.execute(tasks.insert().values(run_id=run_id, task_id=each.task_id, **values))
+
+    def tasks(self, run_id: str, *, limit: int = 100, token: str = "") -> tuple[list[TaskRecord], str]:
+        """A page of the run's tasks, each followed by its array elements; and the next page's token."""
+        offset = _position(token) if token else 0
+        rows = self._task_rows(run_id)
+        page = rows[offset : offset + _limit(limit)]
+        return page, str(offset + limit) if offset + limit < len(rows) else ""
+
+    def task(self, run_id: str, task_id: str) -> TaskRecord:
+        """One task or array element of the run. Raises NotFound."""
+        for row in self._task_rows(run_id):
+            if row.id == task_id:
+                return row
+        raise NotFound(f"run {run_id} has no task {task_id!r}")
+
+    def jobs(self, run_id: str) -> list[JobView]:
+        """Every job of the run, in the order they were asked for."""
+        with self._db.engine.connect().execution_options(reading=True) as db:
+            self._row(db, run_id)
+            query = sa.select(jobs).where(jobs.c.run_id == run_id).order_by(jobs.c.seq)
+            return [job_view(row) for row in db.execute(query)]
+
+    def _task_rows(self, run_id: str) -> list[TaskRecord]:
+        with self._db.engine.connect().execution_options(reading=True) as db:
+            run = self._row(db, run_id)
+            reported = db.execute(sa.select(tasks).where(tasks.c.run_id == run_id).order_by(tasks.c.seq)).all()
+            found = db.execute(
+                sa.select(jobs).where(jobs.c.run_id == run_id).order_by(jobs.c.task_id, jobs.c.idx)
+            ).all()
+        by_task: dict[str, list[Any]] = {}
+        for job in found:
+            by_task.setdefault(job.task_id, []).append(job)
+        del run
+        records: list[TaskRecord] = []
+        for row in reported:
+            own = by_task.pop(row.task_id, [])
+            single = own[0] if len(own) == 1 and own[0].idx is None else None
+            records.append(_task(row, single))
+            records.extend(_element(job, f"{row.task_id}.{job.idx}") for job in own if job.idx is not None)
+        for task_id, own in by_task.items():  # jobs whose task was not reported yet
+            records.extend(_element(job, task_id if job.idx is None else f"{task_id}.{job.idx}") for job in own)
+        return records
+
+    @staticmethod
+    def _row(db: sa.Connection, run_id: str) -> Any:
+        row = db.execute(sa.select(runs).where(runs.c.run_id == run_id)).first()
+        if row is None:
+            raise NotFound(f"there is no run {run_id!r}")
+        return row
+
+
+def _run(row: Any) -> RunRecord:
+    return RunRecord(
+        run_id=row.run_id,
+        state=RunState(row.state),
+        reason=row.reason,
+        request=RunRequest.model_validate(row.request),
+        owner=Owner(sub=row.sub, username=row.username),
+        incarnation=row.incarnation,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        outcome=row.outcome or {},
+    )
+
+
+_TASK_STATES = {
+    "PENDING": RunState.QUEUED,
+    "RUNNING": RunState.RUNNING,
+    "DONE": RunState.COMPLETE,
+    "FAILED": RunState.EXECUTOR_ERROR,
+}
+
+
+def _job_run_state(state: JobState) -> RunState:
+    """A job's state in the words of WES."""
+    if state.succeeded:
+        return RunState.COMPLETE
+    if state is JobState.CANCELLED:
+        return RunState.CANCELED
+    if state is JobState.PREEMPTED:
+        return RunState.PREEMPTED
+    if state in {JobState.NODE_FAIL, JobState.BOOT_FAIL, JobState.LOST, JobState.REJECTED}:
+        return RunState.SYSTEM_ERROR
+    if state.terminal:
+        return RunState.EXECUTOR_ERROR
+    if state is JobState.RUNNING:
+        return RunState.RUNNING
+    return RunState.QUEUED
+
+
+def _task(row: Any, job: Any | None) -> TaskRecord:
+    record = TaskRecord(
+        id=row.task_id,
+        name=row.family,
+        state=_TASK_STATES[row.state],
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        reason=row.message,
+    )
+    if job is None:
+        return record
+    behind = _element(job, row.task_id)
+    return behind.model_copy(
+        update={
+            "name": row.family,
+            "state": record.state if record.state.terminal else behind.state,
+            "reason": record.reason or behind.reason,
+            "started_at": behind.started_at or record.started_at,
+        }
+    )
+
+
+def _element(job: Any, task_id: str) -> TaskRecord:
+    view = job_view(job)
+    return TaskRecord(
+        id=task_id,
+        name=view.label or view.name,
+        state=_job_run_state(view.state),
+        started_at=view.started_at,
+        ended_at=view.ended_at,
+        exit_code=view.exit.code if view.exit else None,
+        reason=view.reason,
+        job_key=view.key,
+        scheduler_id=view.scheduler_id,
+        cluster=view.cluster,
+        stdout=view.stdout,
+        attempt=view.attempt,
+        command=job.spec.get("script", ""),
+    )
+
+
+def _limit(limit: int) -> int:
+    if not 1 <= limit <= MAX_PAGE:
+        raise InvalidInput(f"a page holds 1 to {MAX_PAGE} entries, not {limit}")
+    return limit
+
+
+def _position(token: str) -> int:
+    try:
+        return int(token)
+    except ValueError:
+        raise InvalidInput(f"{token[:40]!r} is not a page token of this service") from None

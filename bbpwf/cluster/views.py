@@ -1,0 +1,31 @@
+"""From a row of the ``jobs`` table to what the rest of the house sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bbpwf.cluster.jobs import ExitRecord, JobView
+from bbpwf.states import JobState
+
+
+def job_view(row: Any) -> JobView:
+    """The view of a job, from its row."""
+    return JobView(
+        key=row.key,
+        run_id=row.run_id,
+        task_id=row.task_id,
+        index=row.idx,
+        label=row.label,
+        name=row.name,
+        cluster=row.cluster,
+        state=JobState(row.state),
+        attempt=row.attempt,
+        version=row.version,
+        reason=row.reason,
+        scheduler_id=row.scheduler_id,
+        exit=ExitRecord.model_validate(row.exit) if row.exit else None,
+        submitted_at=row.submitted_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        stdout=row.stdout,
+    )
