@@ -285,7 +285,7 @@ class RunStore:
 
     def _task_rows(self, run_id: str) -> list[TaskRecord]:
         with self._db.engine.connect().execution_options(reading=True) as db:
-            run = self._row(db, run_id)
+            self._row(db, run_id)
             reported = db.execute(sa.select(tasks).where(tasks.c.run_id == run_id).order_by(tasks.c.seq)).all()
             found = db.execute(
                 sa.select(jobs).where(jobs.c.run_id == run_id).order_by(jobs.c.task_id, jobs.c.idx)
@@ -293,7 +293,6 @@ class RunStore:
         by_task: dict[str, list[Any]] = {}
         for job in found:
             by_task.setdefault(job.task_id, []).append(job)
-        del run
         records: list[TaskRecord] = []
         for row in reported:
             own = by_task.pop(row.task_id, [])
