@@ -49,8 +49,11 @@ class JobState(StrEnum):
 
     @property
     def infrastructure(self) -> bool:
-        """True when the end was the platform's doing rather than the job's: worth another attempt."""
-        return self in {JobState.NODE_FAIL, JobState.BOOT_FAIL, JobState.PREEMPTED, JobState.LOST}
+        """True when the end was the platform's doing and certain, so that another attempt is safe and worth it.
+
+        LOST is not: nobody saw that attempt end, so it may still be running.
+        """
+        return self in {JobState.NODE_FAIL, JobState.BOOT_FAIL, JobState.PREEMPTED}
 
 
 _RANK = {JobState.PLANNED: 0, JobState.SUBMITTING: 1, JobState.QUEUED: 2, JobState.RUNNING: 3}

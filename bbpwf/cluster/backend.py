@@ -1,0 +1,129 @@
+"""What can run jobs: Slurm over SSH, processes on this machine, and whatever comes next as a new file.
+
+A backend carries submissions to their scheduler and says what it sees there. It decides nothing: what was
+seen becomes a state in :mod:`bbpwf.cluster.ledger`, what is sent when in :mod:`bbpwf.cluster.submission`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from bbpwf.cluster.jobs import Resources
+from bbpwf.cluster.spool import Folder
+from bbpwf.states import JobState
+from bbpwf.transport.protocol import Transport
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One batch, ready to go: ``scripts`` by position, all with the same resources.
+
+    ``fresh`` says that it certainly is not with the scheduler: never sent, or every earlier try was denied.
+    """
+
+    folder: Folder
+    scripts: tuple[str, ...]
+    name: str
+    resources: Resources
+    throttle: int = 0
+    fresh: bool = False
+
+    @property
+    def batch_id(self) -> str:
+        """Its identity; travels with it as Slurm's comment."""
+        return self.folder.batch_id
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The scheduler has it, under this id."""
+
+    scheduler_id: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The scheduler will never take it."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class PutOff:
+    """The scheduler certainly does not have it, and may take it later (a limit, a busy controller)."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Unclear:
+    """It may or may not be there: look it up before sending it again."""
+
+    reason: str
+
+
+Answer = Accepted | Refused | PutOff | Unclear
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One element as the scheduler's queue shows it.
+
+    ``state`` is ``None`` for a name that is not in our table (``raw`` holds it). ``ending`` says that the final
+    state is still hidden (Slurm's COMPLETING).
+    """
+
+    batch_id: str
+    position: int
+    scheduler_id: str
+    state: JobState | None
+    raw: str
+    reason: str = ""
+    ending: bool = False
+
+
+class Backend(Protocol):
+    """One way to run jobs."""
+
+    @property
+    def kind(self) -> Literal["slurm", "local"]:
+        """What a person calls it."""
+        ...
+
+    @property
+    def transport(self) -> Transport:
+        """The machine that files and commands go to."""
+        ...
+
+    @property
+    def array_limit(self) -> int:
+        """Most elements of one submission."""
+        ...
+
+    def submit(self, submissions: Sequence[Submission]) -> dict[str, Answer]:
+        """Send submissions in one round trip; an answer for each batch id.
+
+        Sending the same one again is harmless as long as the earlier answer is known to the far side.
+
+        Raises:
+            TransportError: the far side could not be reached; each may or may not have been submitted.
+        """
+        ...
+
+    def queue(self) -> list[Entry]:
+        """Everything of ours that the scheduler still remembers, ended jobs included; one query.
+
+        Raises:
+            SlurmError, TransportError: nothing can be said now.
+        """
+        ...
+
+    def cancel(self, scheduler_ids: Sequence[str]) -> None:
+        """Ask for these to end. Unknown and ended ones are fine."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything; jobs go on."""
+        ...

@@ -1,0 +1,199 @@
+"""What lies in a submission's folder on the cluster, as text: from jobs to files, and from lines to facts. No I/O.
+
+::
+
+    <spool>/events                   one line per start and end, appended by every job
+    <spool>/batches/<batch id>/
+        job.sh                       the batch script: wrapper.sh with its settings
+        manifest                     line i: the script of element i, quoted on one line (or @file)
+        log.<i>                      stdout and stderr of element i
+        lease.<i>, exit.<i>.<r>      see wrapper.sh
+        sent, answer                 left by the submission itself, so that repeating it is harmless
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from bbpwf import shell
+from bbpwf.cluster.jobs import ExitRecord, JobSpec
+
+_LONGEST_ARGUMENT = 100_000
+"""Linux takes 128 KiB in one argument (MAX_ARG_STRLEN); longer scripts travel as files."""
+
+EVENT_CAP = 4096
+"""Longest event line that is believed."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A submission's folder on the cluster."""
+
+    spool: str
+    batch_id: str
+
+    @property
+    def path(self) -> str:
+        """The folder itself."""
+        return f"{self.spool}/batches/{self.batch_id}"
+
+    def log(self, position: int) -> str:
+        """Where element ``position`` writes its stdout and stderr."""
+        return f"{self.path}/log.{position}"
+
+    @property
+    def events(self) -> str:
+        """The event file that all submissions of the spool share."""
+        return f"{self.spool}/events"
+
+
+@cache
+def _wrapper() -> str:
+    return (files("bbpwf.cluster") / "wrapper.sh").read_text()
+
+
+def job_script(folder: Folder) -> str:
+    """The batch script of a submission: what sbatch is given."""
+    names = {"B": folder.path, "E": folder.events, "BATCH": folder.batch_id}
+    settings = " ".join(f"{name}={shell.quote([value])}" for name, value in names.items())
+    return f"#!/bin/bash\n{settings}\n{_wrapper()}"
+
+
+def script_text(spec: JobSpec, *, run_folder: str, software: str) -> str:
+    """Everything that one job executes: its environment, its folder, its modules, then its script.
+
+    ``run_folder`` is where relative working folders start; ``software`` an environment whose ``bin`` leads PATH.
+    """
+    workdir = spec.workdir if spec.workdir.startswith("/") else f"{run_folder}/{spec.workdir}".rstrip("/")
+    parts = [f"mkdir -p {shell.quote([workdir])} && cd {shell.quote([workdir])} || exit 72\n"]
+    if software:
+        parts.append(f"export PATH={shell.quote([software + '/bin'])}:$PATH\n")
+    if spec.modules:
+        parts.append("type module >/dev/null 2>&1 || . /etc/profile\n")
+        parts.append(f"module load {shell.quote(spec.modules)} || exit 71\n")
+    parts.append(shell.exports({"BBPWF_RUN_ID": spec.run_id, "BBPWF_JOB_KEY": spec.key} | dict(spec.env)))
+    body = spec.script if spec.script.endswith("\n") else spec.script + "\n"
+    launch = []
+    if spec.launcher == "srun":
+        launch += ["srun", "--kill-on-bad-exit=1"]
+    if spec.container:
+        launch += ["apptainer", "exec", "--bind", f"{run_folder}", spec.container]
+    if launch:
+        parts.append(f"exec {shell.quote([*launch, 'bash', '-c', body])}\n")
+    else:
+        parts.append(body)
+    return "".join(parts)
+
+
+def manifest(scripts: list[str]) -> tuple[str, dict[str, str]]:
+    """The manifest's text, and the extra files (name → text) for scripts that are too long for one argument."""
+    lines, extra = [], {}
+    for position, script in enumerate(scripts):
+        if len(script.encode()) > _LONGEST_ARGUMENT:
+            name = f"script.{position}"
+            extra[name] = script
+            lines.append(one_line(f"@{name}"))
+        else:
+            lines.append(one_line(f"={script}"))
+    return "".join(f"{line}\n" for line in lines), extra
+
+
+_ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
+def one_line(text: str) -> str:
+    r"""``text`` as one bash word without a line break: ``$'…'`` with ``\n`` for newlines."""
+    out = []
+    for char in text:
+        if char in _ESCAPES:
+            out.append(_ESCAPES[char])
+        elif ord(char) < 0x20 or ord(char) == 0x7F:
+            out.append(f"\\{ord(char):03o}")
+        else:
+            out.append(char)
+    return "$'" + "".join(out) + "'"
+
+
+@dataclass(frozen=True)
+class Started:
+    """Element ``position`` of a submission began, in restart ``restart``, as the scheduler's ``scheduler_id``."""
+
+    batch_id: str
+    position: int
+    scheduler_id: str
+    restart: int
+    at: float
+    node: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Element ``position`` ended, and left this record."""
+
+    batch_id: str
+    position: int
+    scheduler_id: str
+    record: ExitRecord
+
+
+@dataclass(frozen=True)
+class Fenced:
+    """A scheduler's job that did nothing: element ``position`` is another's, or its lease was out of reach."""
+
+    batch_id: str
+    position: int
+    scheduler_id: str
+    duplicate: bool
+
+
+Event = Started | Ended | Fenced
+
+_STARTED = re.compile(r"S (\w+) (\d+) (\S+) (\d+) ([\d.]+) (\S+) \.\Z")
+_ENDED = re.compile(r"X (\w+) (\d+) (\S+) (\d+) (\d+) (\d+) ([\d.]+) ([\d.]+) (\S+) \.\Z")
+_FENCED = re.compile(r"([DF]) (\w+) (\d+) (\S+) (\d+) ([\d.]+) \.\Z")
+
+
+def parse_event(line: str) -> Event | None:
+    """The event in a line of the event file or of an exit record; ``None`` for a line that is none or not whole."""
+    if len(line) > EVENT_CAP:
+        return None
+    if m := _ENDED.match(line):
+        batch_id, position, scheduler_id, restart, code, signal, started, ended, node = m.groups()
+        record = ExitRecord(
+            code=int(code),
+            signal=int(signal),
+            started=float(started),
+            ended=float(ended),
+            node=node,
+            slurm_id=scheduler_id,
+            restart=int(restart),
+        )
+        return Ended(batch_id, int(position), scheduler_id, record)
+    if m := _STARTED.match(line):
+        batch_id, position, scheduler_id, restart, at, node = m.groups()
+        return Started(batch_id, int(position), scheduler_id, int(restart), float(at), node)
+    if m := _FENCED.match(line):
+        kind, batch_id, position, scheduler_id, _, _ = m.groups()
+        return Fenced(batch_id, int(position), scheduler_id, kind == "D")
+    return None
+
+
+class EventReader:
+    """Turns chunks of the event file into events, and counts the bytes that need not be read again."""
+
+    def __init__(self, offset: int = 0) -> None:
+        self.offset = offset
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """The events of all lines that are complete now; :attr:`offset` moves behind them."""
+        data = self._rest + chunk
+        whole, found, self._rest = data.rpartition(b"\n")
+        if not found:
+            return []
+        self.offset += len(whole) + 1
+        events = (parse_event(line.decode(errors="replace")) for line in whole.split(b"\n"))
+        return [event for event in events if event is not None]

@@ -1,0 +1,173 @@
+"""From intents to the scheduler: many in one round trip, compatible ones in one array, none of them twice.
+
+The order of things is the guarantee. A batch is *prepared* in the ledger, then *marked sent*, and only then sent.
+The far side keeps its own record of the answer, so sending a batch again repeats the answer and not the job.
+What stays unclear is looked up in the queue; a batch is sent anew only when it was nowhere to be seen for
+longer than a request can be under way.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+
+from bbpwf.clock import Clock
+from bbpwf.cluster.backend import Accepted, Answer, Backend, PutOff, Refused, Submission, Unclear
+from bbpwf.cluster.ledger import Batch, Ledger, Planned
+from bbpwf.cluster.spool import Folder, script_text
+from bbpwf.errors import LedgerError, SlurmError, TransportError
+
+_log = logging.getLogger(__name__)
+
+TAKE = 2000
+"""Most intents looked at in one round."""
+BATCHES_PER_TRIP = 50
+"""Most submissions of one round trip: 50 take 0.3 s on a laptop's Slurm."""
+AMBIGUITY_S = 120.0
+"""How long an unclear submission may turn up in the queue: twice ParallelCluster's MessageTimeout of 60 s."""
+
+
+def pack(planned: Sequence[Planned], array_limit: int) -> list[list[Planned]]:
+    """Groups of attempts that can share one submission, none larger than ``array_limit``.
+
+    Same resources, name, group and throttle go together; order within a group is kept.
+    """
+    groups: dict[tuple[object, ...], list[Planned]] = {}
+    for each in planned:
+        spec = each.spec
+        sort = (spec.resources, spec.name, spec.group, spec.throttle)
+        groups.setdefault(sort, []).append(each)
+    return [
+        members[start : start + array_limit]
+        for members in groups.values()
+        for start in range(0, len(members), array_limit)
+    ]
+
+
+class Submitter:
+    """Sends one cluster's intents. Run :meth:`loop` in a thread; :meth:`wake` when there is something new."""
+
+    def __init__(
+        self, ledger: Ledger, backend: Backend, clock: Clock, *, cluster: str, spool: str, data_root: str, software: str
+    ) -> None:
+        self._ledger = ledger
+        self._backend = backend
+        self._clock = clock
+        self._cluster = cluster
+        self._spool = spool
+        self._data_root = data_root
+        self._software = software
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._not_before: dict[str, float] = {}
+        self._unclear_since: dict[str, float] = {}
+        self._patience: dict[str, float] = {}
+
+    def wake(self) -> None:
+        """There may be something to send."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End the loop after the round that is under way."""
+        self._stopping.set()
+        self._wake.set()
+
+    def loop(self) -> None:
+        """Send until stopped."""
+        pause = 0.0
+        while not self._stopping.is_set():
+            self._wake.wait(timeout=pause or self._until_next())
+            if self._stopping.is_set():
+                return
+            self._wake.clear()
+            try:
+                more = self.round()
+                pause = 0.0
+            except (TransportError, SlurmError) as error:
+                pause = min(30.0, max(1.0, pause * 2))
+                _log.warning("submitting is interrupted, next try in %.0f s: %s", pause, error)
+                more = False
+            except LedgerError:
+                _log.exception("submitting has to stop")
+                return
+            if more:
+                self._wake.set()
+
+    def round(self) -> bool:
+        """Send what can be sent now; True if there is more to do at once."""
+        planned = self._ledger.planned(self._cluster, TAKE)
+        if planned:
+            groups = pack(planned, self._backend.array_limit)
+            self._ledger.prepare(self._cluster, groups, lambda batch, i: Folder(self._spool, batch).log(i))
+        now = self._clock.monotonic()
+        due = [b for b in self._ledger.open_batches(self._cluster) if self._not_before.get(b.batch_id, 0.0) <= now]
+        for start in range(0, len(due), BATCHES_PER_TRIP):
+            self._send(due[start : start + BATCHES_PER_TRIP])
+        return len(planned) == TAKE
+
+    def _send(self, batches: Sequence[Batch]) -> None:
+        submissions = [self._submission(batch) for batch in batches]
+        self._ledger.mark_sent([b.batch_id for b in batches])
+        answers = self._backend.submit(submissions)
+        for batch in batches:
+            self._settle(batch, answers.get(batch.batch_id, Unclear("no answer")))
+
+    def _submission(self, batch: Batch) -> Submission:
+        members = self._ledger.members(batch.batch_id)
+        first = members[0].spec
+        scripts = tuple(
+            script_text(m.spec, run_folder=f"{self._data_root}/runs/{m.spec.run_id}", software=self._software)
+            for m in members
+        )
+        folder = Folder(self._spool, batch.batch_id)
+        fresh = batch.state == "PREPARED"
+        return Submission(folder, scripts, first.name, first.resources, first.throttle, fresh)
+
+    def _settle(self, batch: Batch, answer: Answer) -> None:
+        batch_id = batch.batch_id
+        if isinstance(answer, Accepted):
+            self._forget(batch_id)
+            self._ledger.accept(batch_id, answer.scheduler_id)
+        elif isinstance(answer, Refused):
+            self._forget(batch_id)
+            self._ledger.reject(batch_id, answer.reason)
+            _log.warning("submission %s was refused: %s", batch_id, answer.reason)
+        elif isinstance(answer, PutOff):
+            self._unclear_since.pop(batch_id, None)
+            self._delay(batch_id)
+            self._ledger.put_off(batch_id, f"waiting to be submitted: {answer.reason}")
+        else:
+            self._look_up(batch, answer)
+
+    def _look_up(self, batch: Batch, answer: Unclear) -> None:
+        """The answer is unclear: adopt what the queue shows; send again only after it was absent for long enough."""
+        batch_id = batch.batch_id
+        now = self._clock.monotonic()
+        since = self._unclear_since.setdefault(batch_id, now)
+        _log.warning("no clear answer for submission %s, looking it up: %s", batch_id, answer.reason)
+        for entry in self._backend.queue():
+            if entry.batch_id == batch_id:
+                self._forget(batch_id)
+                self._ledger.accept(batch_id, entry.scheduler_id.partition("_")[0])
+                return
+        if now - since > AMBIGUITY_S:
+            self._forget(batch_id)
+            self._ledger.put_off(batch_id, "its first submission never reached the scheduler; submitting again")
+            return
+        self._delay(batch_id)
+        self._ledger.explain_wait(batch_id, f"finding out whether it was submitted: {answer.reason}")
+
+    def _delay(self, batch_id: str) -> None:
+        patience = min(30.0, self._patience.get(batch_id, 0.5) * 2)
+        self._patience[batch_id] = patience
+        self._not_before[batch_id] = self._clock.monotonic() + patience
+
+    def _until_next(self) -> float:
+        """Seconds until a submission that was put off is due; at most 5."""
+        now = self._clock.monotonic()
+        return max(0.05, min([5.0, *(at - now for at in self._not_before.values())]))
+
+    def _forget(self, batch_id: str) -> None:
+        for memory in (self._not_before, self._unclear_since, self._patience):
+            memory.pop(batch_id, None)

@@ -1,0 +1,66 @@
+# What every job runs. Bash 4.2 or later; no process is started that is not needed (each costs milliseconds on a
+# busy node). Set before this text: B (the submission's folder), E (the event file), BATCH (the submission's id).
+#
+#   lease.<i>       symlink made first, naming the scheduler's job that owns element i; a duplicate ends here
+#   exit.<i>.<r>    the exit record of restart r: one line, complete when it ends in " ."
+#   cancel[.<i>]    present: do not begin
+#
+# Event lines carry the same facts; they are pushed to the agent by a reader of E.
+i=${SLURM_ARRAY_TASK_ID:-${BBPWF_INDEX:-0}}
+r=${SLURM_RESTART_COUNT:-0}
+if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then id=${SLURM_ARRAY_JOB_ID}_$i; else id=${SLURM_JOB_ID:-${BBPWF_ID:-?}}; fi
+node=${SLURMD_NODENAME:-$HOSTNAME}
+now() { t=${EPOCHREALTIME:-$(date +%s.%N)}; t=${t/,/.}; }
+now; t0=$t
+
+if ! ln -s "$id" "$B/lease.$i" 2>/dev/null; then
+    owner=$(readlink "$B/lease.$i")
+    if [ "$owner" != "$id" ]; then
+        if [ -z "$owner" ]; then
+            echo "bbpwf: cannot take the lease $B/lease.$i" >&2
+            printf 'F %s %s %s %s %s .\n' "$BATCH" "$i" "$id" "$r" "$t0" >>"$E"
+            exit 74
+        fi
+        echo "bbpwf: $owner already runs this job; $id ends" >&2
+        printf 'D %s %s %s %s %s .\n' "$BATCH" "$i" "$id" "$r" "$t0" >>"$E"
+        exit 73
+    fi
+fi
+finish() { # code signal
+    now
+    local record="X $BATCH $i $id $r $1 $2 $t0 $t $node ."
+    printf '%s\n' "$record" >"$B/exit.$i.$r"
+    printf '%s\n' "$record" >>"$E"
+    exit "$1"
+}
+if [ -e "$B/cancel" ] || [ -e "$B/cancel.$i" ]; then finish 143 15; fi
+
+mapfile -s "$i" -n 1 -t line <"$B/manifest"
+if [ -z "${line[0]:-}" ]; then
+    echo "bbpwf: $B/manifest has no line $i" >&2
+    finish 74 0
+fi
+eval "script=${line[0]}"
+case $script in
+    @*) script=$(<"$B/${script#@}") ;;
+    *) script=${script#=} ;;
+esac
+printf 'S %s %s %s %s %s %s .\n' "$BATCH" "$i" "$id" "$r" "$t0" "$node" >>"$E"
+
+signal=0 child=
+stop() {
+    signal=$1
+    [ -n "$child" ] && kill -TERM -- "-$child" 2>/dev/null
+}
+trap 'stop 15' TERM
+trap 'stop 2' INT
+trap 'stop 12' USR2
+set -m # the script gets a process group of its own, so that a signal reaches all of it
+bash -c "$script" bbpwf </dev/null &
+child=$!
+while :; do
+    wait "$child"
+    code=$?
+    kill -0 "$child" 2>/dev/null || break
+done
+finish "$code" "$signal"
