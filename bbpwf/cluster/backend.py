@@ -112,6 +112,10 @@ class Backend(Protocol):
         """
         ...
 
+    def readopt(self, submissions: Sequence[Submission]) -> None:
+        """Take these accepted submissions back into view after a restart; a scheduler of its own needs nothing."""
+        ...
+
     def queue(self) -> list[Entry]:
         """Everything of ours that the scheduler still remembers, ended jobs included; one query.
 

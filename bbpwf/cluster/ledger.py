@@ -372,6 +372,41 @@ class Ledger:
                 sighting = Sighting(batch_id, member.position, JobState.REJECTED, now, "agent", reason=reason)
                 self._apply(db, sighting, member, now)
 
+    def abandon_cancelled(self, cluster: str) -> None:
+        """Submissions that were certainly not made, and whose every job was cancelled meanwhile, are given up."""
+        with self._writing() as db:
+            now = self._clock.now()
+            wanted = (
+                sa.select(batch_jobs.c.batch_id)
+                .join_from(batch_jobs, jobs, batch_jobs.c.job_key == jobs.c.key)
+                .where(jobs.c.cancel.is_(False))
+            )
+            prepared = sa.select(batches.c.batch_id).where(
+                batches.c.cluster == cluster, batches.c.state == "PREPARED", batches.c.batch_id.not_in(wanted)
+            )
+            for (batch_id,) in db.execute(prepared).all():
+                reason = "cancelled before it was submitted"
+                db.execute(
+                    batches.update().where(batches.c.batch_id == batch_id).values(state="REJECTED", reason=reason)
+                )
+                for member in db.execute(sa.select(batch_jobs).where(batch_jobs.c.batch_id == batch_id)).all():
+                    sighting = Sighting(batch_id, member.position, JobState.CANCELLED, now, "agent", reason=reason)
+                    self._apply(db, sighting, member, now)
+
+    def accepted_batches(self, cluster: str) -> list[Batch]:
+        """Accepted submissions with jobs that have not ended, oldest first."""
+        query = (
+            sa.select(batches)
+            .where(
+                batches.c.cluster == cluster,
+                batches.c.state == "ACCEPTED",
+                batches.c.batch_id.in_(sa.select(jobs.c.batch_id).where(jobs.c.state.in_(LIVE))),
+            )
+            .order_by(batches.c.created_at)
+        )
+        with self._reading() as db:
+            return [_batch(row) for row in db.execute(query)]
+
     # -- what is seen -----------------------------------------------------------------------------------------
 
     def see(self, sightings: Iterable[Sighting], *, offset: tuple[str, int] | None = None) -> None:
@@ -535,9 +570,11 @@ class Ledger:
                 if self._version == version:
                     self._changed.wait(remaining)
 
-    def live_count(self, *, run_id: str = "", cluster: str = "") -> int:
-        """How many jobs (of a run, of a cluster) have not ended."""
+    def live_count(self, *, run_id: str = "", cluster: str = "", cancelled: bool = False) -> int:
+        """How many jobs (of a run, of a cluster; only those marked to be cancelled) have not ended."""
         query = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.state.in_(LIVE))
+        if cancelled:
+            query = query.where(jobs.c.cancel.is_(True))
         if run_id:
             query = query.where(jobs.c.run_id == run_id)
         if cluster:

@@ -114,9 +114,10 @@ class LocalBackend:
         self._something.set()
         return Accepted(submission.batch_id)
 
-    def readopt(self, submission: Submission) -> None:
-        """After a restart of the agent: take over the elements of an accepted submission that have not ended."""
-        self._submit(submission)
+    def readopt(self, submissions: Sequence[Submission]) -> None:
+        """After a restart of the agent: take over the elements of accepted submissions that have not ended."""
+        for submission in submissions:
+            self._submit(submission)
 
     def _enlist(self, element: _Element) -> None:
         place = (element.batch_id, element.position)

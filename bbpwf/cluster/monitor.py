@@ -245,7 +245,7 @@ class Monitor:
                 gone.append((job, entry))
         sightings += self._resolve(gone, now)
         self._ledger.see(sightings)
-        self._cancel_again()
+        self.cancel_marked()
         if sightings:
             self._on_change()
 
@@ -393,12 +393,14 @@ class Monitor:
                     found[event.batch_id, event.position] = event
         return found
 
-    def _cancel_again(self) -> None:
-        """Jobs that were cancelled and are still there are asked to end again."""
+    def cancel_marked(self) -> None:
+        """Ask jobs that are marked to be cancelled, and are still there, to end; and look again soon."""
+        if self._ledger.live_count(cluster=self._cluster, cancelled=True) == 0:
+            return
         ids = [job.scheduler_id for job in self._ledger.live(self._cluster) if job.cancel and job.scheduler_id]
         if ids:
             self._backend.cancel(ids)
-            self._poll_now.set()
+        self._poll_now.set()
 
 
 def _ended_sighting(event: Ended, witness: str) -> Sighting:

@@ -62,10 +62,11 @@ def job_script(folder: Folder) -> str:
     return f"#!/bin/bash\n{settings}\n{_wrapper()}"
 
 
-def script_text(spec: JobSpec, *, run_folder: str, software: str) -> str:
+def script_text(spec: JobSpec, *, run_folder: str, software: str, has_srun: bool) -> str:
     """Everything that one job executes: its environment, its folder, its modules, then its script.
 
     ``run_folder`` is where relative working folders start; ``software`` an environment whose ``bin`` leads PATH.
+    Without srun, a job that wants it runs ``ntasks`` copies at once, numbered by SLURM_PROCID as srun would.
     """
     workdir = spec.workdir if spec.workdir.startswith("/") else f"{run_folder}/{spec.workdir}".rstrip("/")
     parts = [f"mkdir -p {shell.quote([workdir])} && cd {shell.quote([workdir])} || exit 72\n"]
@@ -76,16 +77,25 @@ def script_text(spec: JobSpec, *, run_folder: str, software: str) -> str:
         parts.append(f"module load {shell.quote(spec.modules)} || exit 71\n")
     parts.append(shell.exports({"BBPWF_RUN_ID": spec.run_id, "BBPWF_JOB_KEY": spec.key} | dict(spec.env)))
     body = spec.script if spec.script.endswith("\n") else spec.script + "\n"
-    launch = []
-    if spec.launcher == "srun":
-        launch += ["srun", "--kill-on-bad-exit=1"]
-    if spec.container:
-        launch += ["apptainer", "exec", "--bind", f"{run_folder}", spec.container]
-    if launch:
-        parts.append(f"exec {shell.quote([*launch, 'bash', '-c', body])}\n")
+    inner = ["apptainer", "exec", "--bind", run_folder, spec.container] if spec.container else []
+    if spec.launcher == "srun" and has_srun:
+        parts.append(f"exec {shell.quote(['srun', '--kill-on-bad-exit=1', *inner, 'bash', '-c', body])}\n")
+    elif spec.launcher == "srun":
+        parts.append(_copies(shell.quote([*inner, "bash", "-c", body]), spec.resources.ntasks or 1))
+    elif inner:
+        parts.append(f"exec {shell.quote([*inner, 'bash', '-c', body])}\n")
     else:
         parts.append(body)
     return "".join(parts)
+
+
+def _copies(command: str, count: int) -> str:
+    """Shell text that runs ``command`` ``count`` times at once and ends with the worst exit code."""
+    return (
+        f"export SLURM_NTASKS={count}\npids= worst=0\n"
+        f'for ((p = 0; p < {count}; p++)); do SLURM_PROCID=$p {command} & pids+=" $!"; done\n'
+        "for p in $pids; do wait $p || { c=$?; [ $c -gt $worst ] && worst=$c; }; done\nexit $worst\n"
+    )
 
 
 def manifest(scripts: list[str]) -> tuple[str, dict[str, str]]:

@@ -100,6 +100,7 @@ class Submitter:
         if planned:
             groups = pack(planned, self._backend.array_limit)
             self._ledger.prepare(self._cluster, groups, lambda batch, i: Folder(self._spool, batch).log(i))
+        self._ledger.abandon_cancelled(self._cluster)
         now = self._clock.monotonic()
         due = [b for b in self._ledger.open_batches(self._cluster) if self._not_before.get(b.batch_id, 0.0) <= now]
         for start in range(0, len(due), BATCHES_PER_TRIP):
@@ -107,17 +108,27 @@ class Submitter:
         return len(planned) == TAKE
 
     def _send(self, batches: Sequence[Batch]) -> None:
-        submissions = [self._submission(batch) for batch in batches]
+        submissions = [self.submission(batch) for batch in batches]
         self._ledger.mark_sent([b.batch_id for b in batches])
         answers = self._backend.submit(submissions)
         for batch in batches:
             self._settle(batch, answers.get(batch.batch_id, Unclear("no answer")))
 
-    def _submission(self, batch: Batch) -> Submission:
+    def readopt(self) -> None:
+        """After a restart: hand the backend what it had accepted, in case it keeps no queue of its own."""
+        self._backend.readopt([self.submission(batch) for batch in self._ledger.accepted_batches(self._cluster)])
+
+    def submission(self, batch: Batch) -> Submission:
+        """Everything that a batch of the ledger is made of."""
         members = self._ledger.members(batch.batch_id)
         first = members[0].spec
         scripts = tuple(
-            script_text(m.spec, run_folder=f"{self._data_root}/runs/{m.spec.run_id}", software=self._software)
+            script_text(
+                m.spec,
+                run_folder=f"{self._data_root}/runs/{m.spec.run_id}",
+                software=self._software,
+                has_srun=self._backend.kind == "slurm",
+            )
             for m in members
         )
         folder = Folder(self._spool, batch.batch_id)

@@ -1,0 +1,246 @@
+"""The cluster agent: the one place that holds connections, keys and the ledger.
+
+:class:`Agent` is the whole; :class:`BoundAgent` is what one run gets of it (:class:`bbpwf.cluster.api.RunAgent`).
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import posixpath
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+
+from pydantic import SecretStr
+
+from bbpwf.clock import Clock
+from bbpwf.cluster.api import READ_LIMIT
+from bbpwf.cluster.jobs import Archived, ClusterInfo, JobSpec, JobView, Observation, TaskReport
+from bbpwf.cluster.ledger import Ledger
+from bbpwf.cluster.runs import RunStore
+from bbpwf.cluster.runtime import ClusterRuntime, Connected
+from bbpwf.cluster.tokens import Tokens
+from bbpwf.errors import (
+    ArchiveError,
+    CommandFailed,
+    InvalidInput,
+    InvalidParameter,
+    LimitExceeded,
+    NotFound,
+)
+from bbpwf.transport.protocol import Completed, FileStat, Transport
+
+_log = logging.getLogger(__name__)
+
+MAX_JOBS_PER_CALL = 50_000
+MAX_WAIT_S = 30.0
+_WRITE_LIMIT = READ_LIMIT
+_PART = ".bbpwf-part"
+_UNPACK = """
+for ((i = 0; i < $1; i++)); do IFS= read -r name || exit 1; names+=("$name"); done
+tar -xf - -C / --no-same-owner || exit 1
+for name in "${names[@]}"; do mv -fT "/$name" "/${name%"$2"}" || exit 1; done
+"""
+"""Reads names (one a line), then an archive of files under these names; gives each its final name when all are whole."""
+
+Archive = Callable[[Connected, Sequence[str], str, float], list[Archived]]
+"""Archives absolute paths of a connected cluster for a run within a time limit; see :mod:`bbpwf.data.archive`."""
+
+
+class Agent:
+    """Clusters, ledger, runs and tokens of one project. :meth:`start` claims the ledger."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        runs: RunStore,
+        clusters: Mapping[str, ClusterRuntime],
+        tokens: Tokens,
+        clock: Clock,
+        archive: Archive | None = None,
+    ) -> None:
+        self.ledger = ledger
+        self.runs = runs
+        self.tokens = tokens
+        self.clock = clock
+        self.archive = archive
+        self._clusters = dict(clusters)
+
+    def start(self) -> None:
+        """Pick up every job that has not ended: clusters with such jobs are reached at once."""
+        for name, cluster in self._clusters.items():
+            if self.ledger.live_count(cluster=name):
+                cluster.ensure()
+
+    def stop(self) -> None:
+        """End all threads and connections. Jobs go on."""
+        for cluster in self._clusters.values():
+            cluster.stop()
+
+    def cluster(self, name: str = "default") -> ClusterRuntime:
+        """A cluster by name. Raises InvalidParameter for an unknown one."""
+        if name not in self._clusters:
+            known = ", ".join(sorted(self._clusters))
+            raise InvalidParameter(f"there is no cluster {name!r}", hint=f"Known clusters: {known}.")
+        return self._clusters[name]
+
+    def for_run(self, run_id: str, incarnation: int = 1, token: SecretStr | None = None) -> BoundAgent:
+        """The agent as this run may use it."""
+        if token is not None:
+            self.tokens.put(run_id, token)
+        return BoundAgent(self, run_id, incarnation)
+
+    def cancel_run(self, run_id: str, keys: Sequence[str] | None = None) -> None:
+        """Cancel jobs of a run. Idempotent."""
+        self.ledger.cancel(run_id, keys)
+        for cluster in self._clusters.values():
+            cluster.cancel_marked()
+
+    def read_log(self, run_id: str, job_key: str, offset: int, limit: int) -> bytes:
+        """A part of a job's log. Raises NotFound when the job is not this run's or has written none."""
+        view, _ = self.ledger.job(job_key)
+        if view.run_id != run_id:
+            raise NotFound(f"run {run_id} has no job {job_key!r}")
+        if not view.stdout:
+            raise NotFound(f"job {job_key} has not been submitted yet: it has no log")
+        transport = self.cluster(view.cluster).connected().backend.transport
+        return transport.read(view.stdout, offset=max(0, offset), limit=max(0, min(limit, READ_LIMIT)))
+
+
+class BoundAgent:
+    """See :class:`bbpwf.cluster.api.RunAgent` for every method."""
+
+    def __init__(self, agent: Agent, run_id: str, incarnation: int) -> None:
+        self._agent = agent
+        self._run_id = run_id
+        self._incarnation = incarnation
+
+    @property
+    def run_id(self) -> str:
+        """The run that this handle is bound to."""
+        return self._run_id
+
+    def submit(self, jobs: Sequence[JobSpec]) -> list[JobView]:
+        """Record jobs and let them run."""
+        if len(jobs) > MAX_JOBS_PER_CALL:
+            raise LimitExceeded(f"{len(jobs)} jobs in one call are over the limit of {MAX_JOBS_PER_CALL}")
+        for spec in jobs:
+            if spec.run_id != self._run_id:
+                raise InvalidInput(f"job {spec.key} is for run {spec.run_id}, this handle is bound to {self._run_id}")
+            self._agent.cluster(spec.cluster)
+        if len({spec.key for spec in jobs}) != len(jobs):
+            raise InvalidInput("one call asks for the same job key twice")
+        views = self._agent.ledger.plan(jobs, self._incarnation)
+        for name in {spec.cluster for spec in jobs}:
+            cluster = self._agent.cluster(name)
+            cluster.ensure()
+            cluster.wake()
+        return views
+
+    def observe(self, since: int = 0, *, wait: float = 0.0) -> Observation:
+        """Jobs that changed after ``since``."""
+        return self._agent.ledger.observe(self._run_id, since, min(max(wait, 0.0), MAX_WAIT_S))
+
+    def cancel(self, keys: Sequence[str] | None = None) -> None:
+        """Cancel jobs."""
+        self._agent.cancel_run(self._run_id, keys)
+
+    def cluster(self, name: str = "default") -> ClusterInfo:
+        """State and folders of a cluster."""
+        return self._agent.cluster(name).info()
+
+    def stat(self, paths: Sequence[str], *, cluster: str = "default") -> list[FileStat | None]:
+        """What is at these paths."""
+        return self._transport(cluster).stat([self._absolute(p, cluster) for p in paths])
+
+    def glob(self, pattern: str, *, cluster: str = "default", limit: int = 10_000) -> list[str]:
+        """Paths that match."""
+        script = 'shopt -s nullglob; IFS=; for f in $1; do printf "%s\\0" "$f"; done'
+        absolute = self._absolute(pattern, cluster)
+        done = self._transport(cluster).run(["bash", "-c", script, "glob", absolute], cap=64 * 1024 * 1024)
+        _check(done, f"listing {absolute}")
+        found = sorted(done.out.split("\0")[:-1])
+        if len(found) > limit:
+            raise LimitExceeded(f"{len(found)} files match {absolute}, more than the limit of {limit}")
+        return found
+
+    def read(self, path: str, *, cluster: str = "default", offset: int = 0, limit: int = READ_LIMIT) -> bytes:
+        """A part of a file."""
+        return self._transport(cluster).read(self._absolute(path, cluster), offset=offset, limit=min(limit, READ_LIMIT))
+
+    def write(self, path: str, data: bytes, *, cluster: str = "default") -> None:
+        """Put a small file."""
+        if len(data) > _WRITE_LIMIT:
+            raise LimitExceeded(f"{path}: {len(data)} bytes are over the limit of {_WRITE_LIMIT} for one write")
+        self._transport(cluster).write(self._absolute(path, cluster), data)
+
+    def write_many(self, files: Sequence[tuple[str, bytes]], *, cluster: str = "default") -> None:
+        """Put many small files in one round trip, each atomically."""
+        if not files:
+            return
+        if sum(len(data) for _, data in files) > 4 * _WRITE_LIMIT:
+            raise LimitExceeded(f"{len(files)} files are over the limit of {4 * _WRITE_LIMIT} bytes for one call")
+        parts = [(self._absolute(path, cluster).lstrip("/") + _PART, data) for path, data in files]
+        if any("\n" in name for name, _ in parts):
+            raise InvalidInput("a file name contains a line break")
+        archive = io.BytesIO()
+        archive.write("".join(f"{name}\n" for name, _ in parts).encode())
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            for name, data in parts:
+                member = tarfile.TarInfo(name)
+                member.size, member.mtime, member.mode = len(data), int(self._agent.clock.now()), 0o644
+                tar.addfile(member, io.BytesIO(data))
+        done = self._transport(cluster).run(
+            ["bash", "-c", _UNPACK, "write", str(len(parts)), _PART], stdin=archive.getvalue(), timeout=300.0
+        )
+        _check(done, f"writing {len(files)} files")
+
+    def remove(self, paths: Sequence[str], *, cluster: str = "default") -> None:
+        """Remove files or folders below the data root."""
+        root = self._agent.cluster(cluster).info().data_root
+        absolute = [self._absolute(p, cluster) for p in paths]
+        for path in absolute:
+            if not path.startswith(root.rstrip("/") + "/") or path.startswith(f"{root.rstrip('/')}/.bbpwf"):
+                raise InvalidInput(f"{path} is not below the run data in {root}: it is not removed")
+        if absolute:
+            _check(self._transport(cluster).run(["rm", "-rf", "--", *absolute], timeout=300.0), "removing files")
+
+    def run(
+        self, argv: Sequence[str], *, cluster: str = "default", stdin: bytes = b"", timeout: float = 60.0
+    ) -> Completed:
+        """A short command on the head node."""
+        return self._transport(cluster).run(argv, stdin=stdin, timeout=min(timeout, 600.0))
+
+    def archive(self, paths: Sequence[str], *, cluster: str = "default", timeout: float = 3600.0) -> list[Archived]:
+        """Archive files and confirm each."""
+        if self._agent.archive is None:
+            raise ArchiveError("this instance has no archive: no bucket is configured", hint="Set BBPWF_S3__BUCKET.")
+        connected = self._agent.cluster(cluster).connected()
+        return self._agent.archive(connected, [self._absolute(p, cluster) for p in paths], self._run_id, timeout)
+
+    def access_token(self) -> str:
+        """A short-lived token for Nexus."""
+        return self._agent.tokens.get(self._run_id).get_secret_value()
+
+    def report(self, tasks: Sequence[TaskReport]) -> None:
+        """Record Luigi tasks."""
+        self._agent.runs.report(self._run_id, tasks)
+
+    def _transport(self, cluster: str) -> Transport:
+        return self._agent.cluster(cluster).connected().backend.transport
+
+    def _absolute(self, path: str, cluster: str) -> str:
+        """``path`` made absolute from the run's folder, without ``..``. Raises InvalidInput for empty or NUL."""
+        if not path or "\0" in path:
+            raise InvalidInput(f"{path!r} is not a path")
+        root = self._agent.cluster(cluster).info().data_root
+        return posixpath.normpath(posixpath.join(root, "runs", self._run_id, path))
+
+
+def _check(done: Completed, what: str) -> None:
+    if done.exit_code != 0:
+        raise CommandFailed(
+            f"{what} failed: {done.err.strip()[-500:]}", exit_code=done.exit_code, stderr=done.err[-2000:]
+        )
+    if done.truncated:
+        raise LimitExceeded(f"{what}: the answer is larger than its cap")

@@ -1,0 +1,130 @@
+"""The agent on its sockets: one for the service, and one for each run that is open.
+
+::
+
+    <state>/agent.sock               control: the service's
+    <state>/agent.lock               held while an agent serves this state folder
+    <state>/runs/<run id>/agent.sock a run's own: answers for that run alone
+
+A head reaches nothing but its run's socket; that the socket is in the run's folder, and whose it is, decides who
+may open it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from bbpwf.cluster.agent import Agent, BoundAgent
+from bbpwf.cluster.jobs import JobSpec, TaskReport
+from bbpwf.cluster.rpc import Server
+from bbpwf.errors import Conflict, InvalidInput
+from bbpwf.redact import Redactor
+
+_log = logging.getLogger(__name__)
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+
+
+class AgentServer:
+    """Serves one agent. Raises Conflict when another process already serves this state folder."""
+
+    def __init__(self, agent: Agent, state: Path, redactor: Redactor, *, head_uid: int | None = None) -> None:
+        self._agent = agent
+        self._state = state
+        self._redactor = redactor
+        self._head_uid = head_uid
+        self._open: dict[str, tuple[int, Server]] = {}
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = lock_state(state)
+        self._control = Server(
+            state / "agent.sock",
+            {
+                "ping": lambda: "pong",
+                "ensure_cluster": lambda: agent.cluster().ensure(),
+                "cluster": lambda: agent.cluster().info(),
+                "open_run": self._open_run,
+                "close_run": self._close_run,
+                "cancel_run": agent.cancel_run,
+                "live_jobs": lambda run_id: agent.ledger.live_count(run_id=run_id),
+                "read_log": agent.read_log,
+            },
+            redactor,
+        )
+
+    def start(self) -> None:
+        """Answer from now on."""
+        self._control.start()
+
+    def stop(self) -> None:
+        """Answer no more."""
+        self._control.stop()
+        for _, server in self._open.values():
+            server.stop()
+        self._open.clear()
+        os.close(self._lock)
+
+    def _open_run(self, run_id: str, incarnation: int, token: str) -> str:
+        if not _RUN_ID.match(run_id):
+            raise InvalidInput(f"{run_id[:80]!r} is not a run id")
+        if token:
+            self._agent.tokens.put(run_id, SecretStr(token))
+        path = self._state / "runs" / run_id / "agent.sock"
+        present = self._open.get(run_id)
+        if present is not None:
+            if present[0] == incarnation and path.exists():
+                return str(path)
+            present[1].stop()
+        bound = self._agent.for_run(run_id, incarnation)
+        server = Server(path, run_methods(bound), self._redactor, uid=self._head_uid)
+        server.start()
+        self._open[run_id] = (incarnation, server)
+        return str(path)
+
+    def _close_run(self, run_id: str) -> None:
+        present = self._open.pop(run_id, None)
+        if present is not None:
+            present[1].stop()
+        self._agent.tokens.forget(run_id)
+
+
+def run_methods(bound: BoundAgent) -> Mapping[str, Callable[..., Any]]:
+    """What a run's socket answers to; arguments arrive as JSON and are checked here."""
+    return {
+        "submit": lambda jobs: bound.submit([JobSpec.model_validate(each) for each in jobs]),
+        "observe": bound.observe,
+        "cancel": bound.cancel,
+        "cluster": bound.cluster,
+        "stat": bound.stat,
+        "glob": bound.glob,
+        "read": bound.read,
+        "write": bound.write,
+        "write_many": lambda files, cluster: bound.write_many([(p, d) for p, d in files], cluster=cluster),
+        "remove": bound.remove,
+        "run": bound.run,
+        "archive": bound.archive,
+        "access_token": bound.access_token,
+        "report": lambda tasks: bound.report([TaskReport.model_validate(each) for each in tasks]),
+    }
+
+
+def lock_state(state: Path) -> int:
+    """Take the state folder's lock; the descriptor holds it. Raises Conflict when another process has it."""
+    descriptor = os.open(state / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise Conflict(
+            f"another agent already serves {state}",
+            hint="Wait for it to end, or choose another BBPWF_STATE_DIR.",
+            retryable=True,
+        ) from None
+    return descriptor
