@@ -41,7 +41,7 @@ for ((i = 0; i < $1; i++)); do IFS= read -r name || exit 1; names+=("$name"); do
 tar -xf - -C / --no-same-owner || exit 1
 for name in "${names[@]}"; do mv -fT "/$name" "/${name%"$2"}" || exit 1; done
 """
-"""Reads names (one a line), then an archive of files under these names; gives each its final name when all are whole."""
+"""Reads names (one a line), then an archive of files so named; gives each its final name when all are whole."""
 
 Archive = Callable[[Connected, Sequence[str], str, float], list[Archived]]
 """Archives absolute paths of a connected cluster for a run within a time limit; see :mod:`bbpwf.data.archive`."""

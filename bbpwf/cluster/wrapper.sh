@@ -42,8 +42,8 @@ if [ -z "${line[0]:-}" ]; then
 fi
 eval "script=${line[0]}"
 case $script in
-    @*) script=$(<"$B/${script#@}") ;;
-    *) script=${script#=} ;;
+    @*) script=("$B/${script#@}") ;;
+    *) script=(-c "${script#=}" bbpwf) ;;
 esac
 printf 'S %s %s %s %s %s %s .\n' "$BATCH" "$i" "$id" "$r" "$t0" "$node" >>"$E"
 
@@ -56,7 +56,7 @@ trap 'stop 15' TERM
 trap 'stop 2' INT
 trap 'stop 12' USR2
 set -m # the script gets a process group of its own, so that a signal reaches all of it
-bash -c "$script" bbpwf </dev/null &
+bash "${script[@]}" </dev/null &
 child=$!
 while :; do
     wait "$child"
