@@ -1,0 +1,44 @@
+# `make demo` and `make test` prepare a fresh Debian 12 machine by themselves; see sandbox/setup.sh.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help setup software demo lint types imports test unit integration clean
+
+BIN := .venv/bin
+# options for the demo, e.g. `make demo DEMO='--fail-point 3'`; see `bbpwf sandbox demo --help`
+DEMO ?=
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## everything that the rest needs: Debian packages, .venv, .software
+	@sandbox/setup.sh packages browser venv software
+
+software:  ## the cluster's software environment alone
+	@sandbox/setup.sh software
+
+demo:  ## a simulation campaign through the whole platform, on this machine
+	@sandbox/setup.sh packages venv software
+	$(BIN)/bbpwf sandbox demo $(DEMO)
+
+lint:  ## ruff, mypy and the floors of the house
+	@sandbox/setup.sh venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+test: setup lint unit integration  ## all checks and tests, with coverage
+
+# Pure tests in two processes; the ones with real processes one after the other, for two cores are soon full.
+unit:
+	@rm -f .coverage .coverage.*
+	$(BIN)/pytest tests/unit tests/contract -q -n 2 --dist loadfile -m "$$(sandbox/setup.sh marks)" \
+	  --cov --cov-report=
+
+integration:
+	@$(BIN)/pytest tests/integration -q -m "$$(sandbox/setup.sh marks)" --cov --cov-append --cov-report=term
+
+clean:  ## what tests and builds leave; neither environments nor sandboxes
+	@rm -rf .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

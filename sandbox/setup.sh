@@ -1,0 +1,180 @@
+#!/usr/bin/env bash
+# Prepares a Debian 12 machine for bbpwf: `sandbox/setup.sh STEP...`, each step one of
+#
+#   packages   Debian packages for the sandbox's cluster (installed when root, else their absence is told)
+#   browser    Debian packages for the tests that drive a browser (likewise)
+#   venv       .venv: bbpwf, its service, sandbox and developer tools, as pinned in constraints.txt
+#   software   .software: the cluster's software environment, as pinned in sandbox/software.txt
+#   marks      prints the pytest marker expression for what this machine can run; does nothing
+#
+# Every step says in one line what it does, and does nothing when all is there. Stamps in .stamps/ hold a hash of
+# what an environment was made from; a stamp alone is not believed, the environment has to answer too.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf 'set-up: %-9s %s\n' "$1" "$2" >&2; }
+
+# command or folder that shows that a package is there, and the package
+cluster_packages=(slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge sshd:openssh-server ssh:openssh-client)
+browser_packages=(chromium:chromium chromedriver:chromium-driver)
+
+have() { PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" command -v "$1" >/dev/null; }
+
+# lacking COMMAND:PACKAGE... prints the packages whose command is absent
+lacking() {
+    local pair
+    for pair in "$@"; do
+        have "${pair%%:*}" || echo "${pair##*:}"
+    done
+}
+
+install_packages() { # step package...
+    local step=$1 guard="" package
+    shift
+    if ! have apt-get; then
+        say "$step" "missing: $* (no apt-get here: install them by this system's own means)"
+        return 1
+    fi
+    if [ "$(id -u)" -ne 0 ]; then
+        say "$step" "missing: $* (only root can install them: apt-get install --no-install-recommends $*)"
+        return 1
+    fi
+    say "$step" "installing $*"
+    # the sandbox runs its own daemons; the system's must neither start now nor at the next boot
+    if [ ! -e /usr/sbin/policy-rc.d ]; then
+        guard=/usr/sbin/policy-rc.d
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$guard"
+        chmod 755 "$guard"
+    fi
+    apt-get -qq -o DPkg::Lock::Timeout=300 update >&2
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
+        install --no-install-recommends "$@" >&2
+    if [ -n "$guard" ]; then
+        rm -f "$guard"
+        trap - EXIT
+    fi
+    if [ -d /run/systemd/system ]; then
+        for package in "$@"; do
+            case $package in
+                openssh-server) systemctl disable --quiet ssh.service ssh.socket 2>/dev/null || true ;;
+                slurmctld | slurmd | munge) systemctl disable --quiet "$package.service" 2>/dev/null || true ;;
+            esac
+        done
+    fi
+}
+
+packages_step() { # step consequence COMMAND:PACKAGE...
+    local step=$1 consequence=$2 missing
+    shift 2
+    mapfile -t missing < <(lacking "$@")
+    if [ ${#missing[@]} -eq 0 ]; then
+        say "$step" "all there"
+    elif ! install_packages "$step" "${missing[@]}"; then
+        say "$step" "$consequence"
+    fi
+}
+
+need_venv_module() {
+    if ! have python3; then
+        install_packages python python3 python3-venv
+    elif ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+        install_packages python python3-venv
+    fi
+}
+
+# hash_of FILE...: of their contents, of the interpreter and of this folder (scripts in an environment name it)
+hash_of() {
+    { cat "$@"; python3 -VV; pwd; } | sha256sum | cut -d' ' -f1
+}
+
+stamped() { # name hash
+    [ "$(cat ".stamps/$1" 2>/dev/null)" = "$2" ]
+}
+
+venv_works() {
+    .venv/bin/python -c 'import bbpwf, sandbox, service, tasks, luigi, paramiko, sqlalchemy, fastapi, flask, pytest' 2>/dev/null &&
+        [ -x .venv/bin/bbpwf ]
+}
+
+venv_step() {
+    need_venv_module
+    local hash
+    hash=$(hash_of constraints.txt setup.cfg pyproject.toml)
+    if stamped venv "$hash" && venv_works; then
+        say venv "up to date"
+        return
+    fi
+    say venv "installing bbpwf and what it needs into .venv (about a minute)"
+    if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
+        python3 -m venv --clear .venv
+    fi
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+        --editable '.[service,sandbox,dev]'
+    if ! venv_works; then
+        say venv "does not work after installation:"
+        .venv/bin/python -c 'import bbpwf, sandbox, service, tasks, luigi, paramiko, sqlalchemy, fastapi, flask, pytest'
+        return 1
+    fi
+    echo "$hash" >.stamps/venv
+}
+
+software_works() {
+    # starting NEURON and one of its own mechanisms: what the demo's simulations need
+    .software/bin/python - >/dev/null 2>&1 <<'PY'
+import importlib.util
+from neuron import h
+h.Section(name="soma").insert("hh")
+missing = [name for name in ("h5py", "libsonata", "matplotlib", "numpy") if importlib.util.find_spec(name) is None]
+raise SystemExit(missing or 0)
+PY
+}
+
+software_step() {
+    need_venv_module
+    local hash
+    hash=$(hash_of sandbox/software.txt)
+    if stamped software "$hash" && software_works; then
+        say software "up to date"
+        return
+    fi
+    say software "installing NEURON, libsonata and others into .software (about half a minute)"
+    python3 -m venv --clear .software
+    .software/bin/python -m pip install --quiet --disable-pip-version-check --requirement sandbox/software.txt
+    if ! software_works; then
+        say software "NEURON does not start:"
+        .software/bin/python -c 'from neuron import h; h.Section(name="soma").insert("hh")'
+        return 1
+    fi
+    echo "$hash" >.stamps/software
+}
+
+marks_step() {
+    local terms=()
+    [ -z "$(lacking "${cluster_packages[@]}")" ] || terms+=("not slurm")
+    [ -z "$(lacking "${browser_packages[@]}")" ] || terms+=("not browser")
+    local expression="" term
+    for term in "${terms[@]}"; do expression+="${expression:+ and }$term"; done
+    echo "$expression"
+}
+
+[ $# -gt 0 ] || set -- packages venv software
+mkdir -p .stamps
+if [ "$1" != marks ]; then
+    # two set-ups at once in one folder would tread on each other
+    exec 9>.stamps/lock
+    flock -n 9 || { say wait "another set-up is at work in this folder"; flock -w 1800 9; }
+fi
+for step in "$@"; do
+    case $step in
+        packages)
+            packages_step packages "without them the sandbox runs jobs as local processes instead of through Slurm" \
+                "${cluster_packages[@]}" 9>&-
+            ;;
+        browser) packages_step browser "without them the tests that drive a browser are left out" "${browser_packages[@]}" 9>&- ;;
+        venv) venv_step ;;
+        software) software_step ;;
+        marks) marks_step ;;
+        *) echo "$0: unknown step $step" >&2; exit 2 ;;
+    esac
+done
