@@ -1,0 +1,388 @@
+"""What happens to runs between a launch and their end: one thread that moves each of them on.
+
+::
+
+    QUEUED ──slot, agent──► INITIALIZING ──cluster ready──► RUNNING ──outcome──► COMPLETE, EXECUTOR_ERROR, SYSTEM_ERROR
+       └──────cancel──────────────┴────► CANCELED ◄── CANCELING ◄──cancel──┘
+
+Requests only record what is wanted and wake this thread; it alone speaks to the agent and starts heads. All it knows
+is in the database and in the runs' folders, so that after a restart every unfinished run is picked up where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pydantic import SecretStr
+
+from bbpwf.clock import Clock
+from bbpwf.cluster.control import AgentControl
+from bbpwf.cluster.jobs import ClusterInfo
+from bbpwf.cluster.runs import RunRecord, RunStore
+from bbpwf.errors import BbpwfError, Conflict, InvalidInput
+from bbpwf.redact import Redactor
+from bbpwf.states import RunState
+from service.children import Child
+from service.daemons import PREDECESSOR_GRACE_S, Daemon, end_holders, tail
+from service.heads import RunFolder
+
+_log = logging.getLogger(__name__)
+
+TICK_S = 0.2
+IDLE_TICK_S = 2.0
+HEAD_RESTARTS = 3
+"""A head that ends without an outcome is started again this often; then the run ends as SYSTEM_ERROR."""
+HEAD_BACKOFF_S = 1.0
+HEAD_STEADY_S = 600.0
+"""A head that lasted this long has its earlier ends forgiven."""
+CANCEL_GRACE_S = 60.0
+"""How long a head may take to cancel its jobs before it is killed and the agent asked to."""
+CANCEL_LIMIT_S = 600.0
+"""How long jobs may take to be gone before a cancel is given up as failed."""
+OUTCOME_GRACE_S = 30.0
+"""How long a head may live on after it wrote its outcome."""
+CLUSTER_POLL_S = 0.5
+AGENT_LIMIT_S = 900.0
+"""A run that no agent could be asked about for this long ends as SYSTEM_ERROR."""
+DEFECTS = 5
+"""So many defects of ours in a row while moving a run end it as SYSTEM_ERROR."""
+
+
+@dataclass
+class _Watched:
+    """What this process knows of a run that is under way, beyond the database."""
+
+    run_id: str
+    folder: RunFolder
+    token: SecretStr | None = None
+    head: Child | None = None
+    head_since: float = 0.0
+    restarts: int = 0
+    not_before: float = 0.0
+    blocked_since: float | None = None
+    outcome_since: float | None = None
+    cancel_since: float | None = None
+    jobs_told: bool = False
+    no_agent_since: float | None = None
+    agent_generation: int = 0
+    defects: int = 0
+
+
+@dataclass
+class Surroundings:
+    """Everything the supervisor works with."""
+
+    store: RunStore
+    control: AgentControl
+    agent: Daemon
+    scheduler: Daemon
+    folder_of: Callable[[str], RunFolder]
+    redactor: Redactor
+    clock: Clock
+    max_runs: int
+    scheduler_url: str
+    public_url: str = ""
+    closing: Callable[[], None] = field(default=lambda: None)
+
+
+class Supervisor:
+    """Moves runs on. :meth:`launched` and :meth:`changed` may be called from any thread and return at once."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around
+        self._store = around.store
+        self._inbox: queue.SimpleQueue[tuple[str, SecretStr | None]] = queue.SimpleQueue()
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._waiting: dict[str, SecretStr | None] = {}
+        self._active: dict[str, _Watched] = {}
+        self._cluster: ClusterInfo | None = None
+        self._cluster_asked = float("-inf")
+        self._thread = threading.Thread(target=self._loop, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        """Pick up every unfinished run, and begin."""
+        for run in self._store.unfinished():
+            self._inbox.put((run.run_id, None))
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let heads, scheduler and agent end; runs stay as they are for the next start."""
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join(60.0)
+
+    def launched(self, run_id: str, token: SecretStr | None) -> None:
+        """A run was queued; ``token`` is its owner's and stays in memory."""
+        self._inbox.put((run_id, token))
+        self._wake.set()
+
+    def changed(self, run_id: str) -> None:
+        """A run's state was changed by a request."""
+        del run_id
+        self._wake.set()
+
+    def problem(self) -> str:
+        """What is wrong with the programs beside the API, for people; empty when all is well."""
+        return "; ".join(f"{d.name}: {d.reason}" for d in (self._around.agent, self._around.scheduler) if d.reason)
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.tick()
+            except Exception:  # this thread must not die of one defect  # noqa: BLE001 logged in full
+                _log.exception("the supervisor stumbled")
+            self._wake.wait(TICK_S if self._busy() else IDLE_TICK_S)
+            self._wake.clear()
+        self._end_children()
+
+    def _busy(self) -> bool:
+        starting = bool(self._around.agent.reason or self._around.scheduler.reason)
+        return starting or bool(self._active) or bool(self._waiting)
+
+    def tick(self) -> None:
+        """One look at everything. Only the supervisor's own thread, or a test without one, may call it."""
+        ready = self._around.agent.tend()
+        ready = self._around.scheduler.tend() and ready
+        while not self._inbox.empty():
+            run_id, token = self._inbox.get()
+            if run_id in self._active:
+                self._active[run_id].token = token or self._active[run_id].token
+            else:
+                self._waiting[run_id] = token or self._waiting.get(run_id)
+        self._admit()
+        for watched in list(self._active.values()):
+            try:
+                self._advance(watched, ready=ready)
+                watched.defects = 0
+            except Conflict as error:
+                _log.info("run %s moved meanwhile: %s", watched.run_id, error)
+            except BbpwfError as error:
+                _log.warning("run %s: %s", watched.run_id, error, extra={"run_id": watched.run_id})
+                if not error.retryable:
+                    self._count_defect(watched, str(error))
+            except Exception as error:  # one run's defect is not another's  # noqa: BLE001 logged in full
+                _log.exception("run %s could not be moved on", watched.run_id, extra={"run_id": watched.run_id})
+                self._count_defect(watched, f"{type(error).__name__} in the service; its log has the details")
+
+    def _count_defect(self, watched: _Watched, what: str) -> None:
+        watched.defects += 1
+        if watched.defects < DEFECTS:
+            return
+        if watched.head is not None:
+            watched.head.kill()
+        try:
+            self._store.move(watched.run_id, RunState.SYSTEM_ERROR, self._around.redactor.mask(what))
+        except BbpwfError as error:
+            _log.warning("run %s could not be ended: %s", watched.run_id, error)
+            return
+        self._active.pop(watched.run_id, None)
+
+    def _admit(self) -> None:
+        """Take waiting runs, oldest first, as far as there are slots; those under way before count first."""
+        for run_id, token in list(self._waiting.items()):
+            if len(self._active) >= self._around.max_runs:
+                return
+            del self._waiting[run_id]
+            if not self._store.get(run_id).state.terminal:
+                self._active[run_id] = _Watched(run_id, self._around.folder_of(run_id), token)
+
+    def _advance(self, watched: _Watched, *, ready: bool) -> None:
+        run = self._store.get(watched.run_id)
+        if run.state.terminal:  # ended by a request while it had no head
+            self._forget(watched)
+        elif run.state is RunState.CANCELING:
+            self._cancel(watched, run)
+        elif not ready and watched.head is None:
+            self._no_agent(watched, run)
+        else:
+            watched.no_agent_since = None
+            if run.state is RunState.QUEUED:
+                self._store.move(run.run_id, RunState.INITIALIZING, "looking for the project's cluster")
+                self._initialize(watched, self._store.get(run.run_id))
+            elif run.state is RunState.INITIALIZING:
+                self._initialize(watched, run)
+            elif run.state is RunState.RUNNING:
+                self._run(watched, run, ready=ready)
+
+    def _no_agent(self, watched: _Watched, run: RunRecord) -> None:
+        now = self._around.clock.monotonic()
+        if watched.no_agent_since is None:
+            watched.no_agent_since = now
+        problem = self.problem()
+        if now - watched.no_agent_since > AGENT_LIMIT_S:
+            self._finish(watched, RunState.SYSTEM_ERROR, f"the instance did not get ready: {problem}")
+        elif now - watched.no_agent_since > 5.0 and problem and run.reason != problem:
+            self._store.move(run.run_id, run.state, problem)
+
+    def _initialize(self, watched: _Watched, run: RunRecord) -> None:
+        cluster = self._ask_cluster()
+        if cluster.state == "failed":
+            self._finish(watched, RunState.SYSTEM_ERROR, f"the project's cluster cannot be used: {cluster.reason}")
+            return
+        if cluster.state != "ready":
+            reason = f"the project's cluster is {cluster.state}" + (f": {cluster.reason}" if cluster.reason else "")
+            if run.reason != reason:
+                self._store.move(run.run_id, RunState.INITIALIZING, reason)
+            return
+        try:
+            self._prepare(watched, run)
+        except InvalidInput as error:
+            self._finish(watched, RunState.SYSTEM_ERROR, str(error))
+            return
+        self._store.move(run.run_id, RunState.RUNNING)
+        self._start_head(watched, run)
+
+    def _ask_cluster(self) -> ClusterInfo:
+        now = self._around.clock.monotonic()
+        if self._cluster is None or now - self._cluster_asked >= CLUSTER_POLL_S:
+            self._cluster = self._around.control.ensure_cluster()
+            self._cluster_asked = now
+        return self._cluster
+
+    def _prepare(self, watched: _Watched, run: RunRecord) -> None:
+        watched.folder.prepare(run, scheduler_url=self._around.scheduler_url, public_url=self._around.public_url)
+
+    def _open(self, watched: _Watched, run: RunRecord) -> None:
+        generation = self._around.agent.generation
+        self._around.control.open_run(run.run_id, run.incarnation, watched.token)
+        watched.agent_generation = generation
+
+    def _run(self, watched: _Watched, run: RunRecord, *, ready: bool) -> None:
+        if ready and watched.head is not None and watched.agent_generation != self._around.agent.generation:
+            self._open(watched, run)  # the agent was started anew and knows no runs
+        outcome = watched.folder.outcome()
+        now = self._around.clock.monotonic()
+        if watched.head is not None and watched.head.exit_code() is None:
+            if outcome is not None:
+                watched.outcome_since = watched.outcome_since or now
+                if now - watched.outcome_since > OUTCOME_GRACE_S:
+                    watched.head.kill()
+            return
+        if outcome is not None:
+            self._conclude(watched, run)
+        elif watched.head is not None:
+            self._head_died(watched)
+        elif now >= watched.not_before:
+            self._start_head(watched, run)
+
+    def _start_head(self, watched: _Watched, run: RunRecord) -> None:
+        now = self._around.clock.monotonic()
+        self._open(watched, run)
+        try:
+            watched.head = watched.folder.start(
+                run,
+                scheduler_url=self._around.scheduler_url,
+                public_url=self._around.public_url,
+                redactor=self._around.redactor,
+            )
+        except Conflict:  # a head of an earlier service, which ends now that its service is gone
+            watched.blocked_since = watched.blocked_since or now
+            if now - watched.blocked_since > PREDECESSOR_GRACE_S:
+                end_holders(watched.folder.lock)
+            return
+        watched.head_since = now
+        watched.blocked_since = watched.outcome_since = None
+
+    def _head_died(self, watched: _Watched) -> None:
+        now = self._around.clock.monotonic()
+        code = watched.head.exit_code() if watched.head is not None else None
+        watched.head = None
+        if now - watched.head_since > HEAD_STEADY_S:
+            watched.restarts = 0
+        watched.restarts += 1
+        how = f"the run's head ended without an outcome ({_how(code)})"
+        if watched.restarts > HEAD_RESTARTS:
+            last = tail(watched.folder.log, limit=1000)
+            self._finish(
+                watched, RunState.SYSTEM_ERROR, f"{how}, {watched.restarts} times; the end of its log:\n{last}"
+            )
+            return
+        watched.not_before = now + HEAD_BACKOFF_S * 4 ** (watched.restarts - 1)
+        _log.warning("%s: restart %d of %d", how, watched.restarts, HEAD_RESTARTS, extra={"run_id": watched.run_id})
+        self._store.move(watched.run_id, RunState.RUNNING, f"{how}; it is started again")
+
+    def _conclude(self, watched: _Watched, run: RunRecord) -> None:
+        outcome = watched.folder.outcome()
+        if outcome is None:
+            return
+        state = RunState(outcome.state)
+        details = outcome.model_dump(mode="json")
+        if state is RunState.CANCELED:  # told to stop by somebody else than us, e.g. the machine going down
+            self._store.move(run.run_id, RunState.CANCELING, outcome.reason, outcome=details)
+            return
+        self._finish(watched, state, outcome.reason, details)
+
+    def _cancel(self, watched: _Watched, run: RunRecord) -> None:
+        now = self._around.clock.monotonic()
+        if watched.cancel_since is None:
+            watched.cancel_since = now
+            if watched.head is not None:
+                watched.head.ask_to_end()
+        waited = now - watched.cancel_since
+        if watched.head is not None:
+            if watched.head.exit_code() is None:
+                if waited > CANCEL_GRACE_S:
+                    watched.head.kill()
+                return
+            watched.head = None
+        try:
+            if not watched.jobs_told:
+                self._around.control.cancel_run(run.run_id)
+                watched.jobs_told = True
+            left = self._around.control.live_jobs(run.run_id)
+        except BbpwfError as error:
+            if waited > CANCEL_LIMIT_S:
+                self._finish(watched, RunState.SYSTEM_ERROR, f"the run could not be canceled: {error}")
+            return
+        if left == 0:
+            outcome = watched.folder.outcome()
+            details = outcome.model_dump(mode="json") if outcome else None
+            self._finish(watched, RunState.CANCELED, run.reason or "canceled", details)
+        elif waited > CANCEL_LIMIT_S:
+            reason = f"{left} jobs of the canceled run were not seen to end within {CANCEL_LIMIT_S:.0f} s"
+            self._finish(watched, RunState.SYSTEM_ERROR, reason)
+
+    def _finish(
+        self, watched: _Watched, state: RunState, reason: str, outcome: dict[str, object] | None = None
+    ) -> None:
+        if state is RunState.SYSTEM_ERROR and outcome is None and watched.agent_generation:
+            try:  # nobody watches over its jobs any more
+                self._around.control.cancel_run(watched.run_id)
+            except BbpwfError as error:
+                reason = f"{reason}; its jobs could not be canceled: {error}"
+        self._store.move(watched.run_id, state, self._around.redactor.mask(reason), outcome=outcome)
+        _log.info("run %s is %s: %s", watched.run_id, state, reason, extra={"run_id": watched.run_id})
+        self._forget(watched)
+
+    def _forget(self, watched: _Watched) -> None:
+        self._active.pop(watched.run_id, None)
+        if watched.head is not None:
+            watched.head.kill()
+        if watched.agent_generation:
+            try:
+                self._around.control.close_run(watched.run_id)
+            except BbpwfError as error:
+                _log.info("run %s: its socket was not closed: %s", watched.run_id, error)
+
+    def _end_children(self) -> None:
+        heads = [watched.head for watched in self._active.values() if watched.head is not None]
+        for head in heads:
+            head.hang_up()
+        deadline = self._around.clock.monotonic() + 10.0
+        for head in heads:
+            if not head.wait(max(0.1, deadline - self._around.clock.monotonic())):
+                head.kill()
+        self._around.scheduler.stop()
+        self._around.agent.stop()
+        self._around.closing()
+
+
+def _how(code: int | None) -> str:
+    if code is None:
+        return "its end was not seen"
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
