@@ -89,3 +89,7 @@ class AgentClient:
     def report(self, tasks: Sequence[TaskReport]) -> None:
         """Record Luigi tasks."""
         self._connection.call("report", tasks=list(tasks))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connection.close()

@@ -48,3 +48,7 @@ class AgentControl:
     def read_log(self, run_id: str, job_key: str, offset: int = 0, limit: int = 1024 * 1024) -> bytes:
         """A part of a job's log. Raises NotFound when the job has written none."""
         return bytes(self._connection.call("read_log", run_id=run_id, job_key=job_key, offset=offset, limit=limit))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connection.close()

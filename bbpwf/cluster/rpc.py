@@ -194,6 +194,8 @@ class Connection:
         self._path = path
         self._timeout = timeout
         self._local = threading.local()
+        self._guard = threading.Lock()
+        self._all: set[_Socket] = set()
 
     def call(self, method: str, /, *, patience: float | None = None, **params: Any) -> Any:
         """Ask, and wait for the answer: at most ``patience`` seconds (the connection's time-out if ``None``).
@@ -206,43 +208,64 @@ class Connection:
         request = json.dumps({"method": method, "params": jsonable(params)}).encode() + b"\n"
         if len(request) > MAX_MESSAGE:
             raise InvalidInput(f"a request of {len(request)} bytes is over the limit of {MAX_MESSAGE}")
-        sock, reader = self._open()
+        sock = self._open()
         try:
             sock.settimeout(patience if patience is not None else self._timeout)
             sock.sendall(request)
-            line = reader.readline(MAX_MESSAGE * 2)
+            line = sock.reader.readline(MAX_MESSAGE * 2)
         except OSError as error:
-            self.close()
+            self._drop(sock)
             raise ConnectionLost(f"the agent did not answer: {error}", where=str(self._path)) from error
         if not line.endswith(b"\n"):
-            self.close()
+            self._drop(sock)
             raise ConnectionLost("the agent went away before it answered", where=str(self._path))
         answer = json.loads(line)
         if "error" in answer:
             _raise(answer["error"])
         return restored(answer["result"])
 
-    def _open(self) -> tuple[socket.socket, Any]:
-        held = getattr(self._local, "held", None)
-        if held is not None and held[0] == os.getpid():
-            return held[1], held[2]
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(10.0)
+    def _open(self) -> _Socket:
+        held: _Socket | None = getattr(self._local, "held", None)
+        if held is not None and held.pid == os.getpid():
+            return held
+        if held is not None:
+            held.close()  # our copy of the parent's; the parent keeps its own
+        sock = _Socket()
         try:
             with _short(self._path) as short:
                 sock.connect(short)
         except OSError as error:
             sock.close()
             raise ConnectFailed(f"the agent is not there: {error.strerror or error}", where=str(self._path)) from error
-        reader = sock.makefile("rb")
-        self._local.held = (os.getpid(), sock, reader)
-        return sock, reader
+        self._local.held = sock
+        with self._guard:
+            self._all.add(sock)
+        return sock
+
+    def _drop(self, sock: _Socket) -> None:
+        self._local.held = None
+        with self._guard:
+            self._all.discard(sock)
+        sock.close()
 
     def close(self) -> None:
-        """Close this thread's socket."""
-        held = getattr(self._local, "held", None)
-        self._local.held = None
-        if held is not None and held[0] == os.getpid():
-            with contextlib.suppress(OSError):
-                held[2].close()
-                held[1].close()
+        """Close every thread's socket; a later call opens a new one."""
+        with self._guard:
+            for sock in self._all:
+                sock.close()
+            self._all.clear()
+        self._local = threading.local()
+
+
+class _Socket(socket.socket):
+    """A socket that knows which process opened it."""
+
+    def __init__(self) -> None:
+        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.pid = os.getpid()
+        self.settimeout(10.0)
+        self.reader = self.makefile("rb")
+
+    def close(self) -> None:
+        self.reader.close()
+        super().close()

@@ -1,0 +1,148 @@
+"""Runs: created once, moved only as allowed, listed newest first, resumed on request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bbpwf.cluster.database import Database, open_database
+from bbpwf.cluster.jobs import JobSpec, TaskReport, job_key
+from bbpwf.cluster.ledger import Ledger
+from bbpwf.cluster.runs import Owner, RunRequest, RunStore
+from bbpwf.errors import Conflict, InvalidInput, LedgerError, NotFound
+from bbpwf.states import RunState
+from tests.support.clock import ManualClock
+
+ALICE = Owner(sub="alice-sub", username="alice")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = open_database(f"sqlite:///{tmp_path / 'l.db'}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def store(database: Database) -> RunStore:
+    return RunStore(database, ManualClock())
+
+
+def request(url: str = "tasks.simulation:SimulationCampaign", **tags: str) -> RunRequest:
+    return RunRequest(workflow_url=url, tags=tags)
+
+
+def test_the_same_idempotency_key_is_the_same_run(store: RunStore) -> None:
+    first = store.create(request(), ALICE, "k1")
+    assert store.create(request(), ALICE, "k1").run_id == first.run_id
+    assert store.create(request(), Owner(sub="other"), "k1").run_id != first.run_id
+    assert store.create(request(), ALICE).run_id != first.run_id
+    with pytest.raises(Conflict, match=first.run_id):
+        store.create(request("other:Task"), ALICE, "k1")
+
+
+def test_a_run_moves_only_as_its_state_allows(store: RunStore) -> None:
+    run = store.create(request(), ALICE)
+    store.move(run.run_id, RunState.INITIALIZING)
+    running = store.move(run.run_id, RunState.RUNNING)
+    assert running.started_at is not None
+    done = store.move(run.run_id, RunState.COMPLETE, "all done", outcome={"state": "COMPLETE"})
+    assert (done.reason, done.outcome) == ("all done", {"state": "COMPLETE"})
+    assert done.ended_at is not None
+    with pytest.raises(Conflict, match="COMPLETE and cannot become RUNNING"):
+        store.move(run.run_id, RunState.RUNNING)
+    with pytest.raises(Conflict, match="nothing to resume"):
+        store.resume(run.run_id)
+
+
+def test_resume_starts_the_next_incarnation(store: RunStore) -> None:
+    run = store.create(request(), ALICE)
+    with pytest.raises(Conflict, match="only a finished run"):
+        store.resume(run.run_id)
+    store.move(run.run_id, RunState.SYSTEM_ERROR, "no cluster")
+    again = store.resume(run.run_id)
+    assert (again.state, again.incarnation, again.ended_at) == (RunState.QUEUED, 2, None)
+    assert [r.run_id for r in store.unfinished()] == [run.run_id]
+
+
+def test_pages_are_stable_while_runs_arrive(store: RunStore) -> None:
+    made = [store.create(request(n=str(i)), ALICE).run_id for i in range(5)]
+    first, token = store.page(limit=2)
+    store.create(request(), ALICE)
+    second, token = store.page(limit=2, token=token)
+    last, end = store.page(limit=2, token=token)
+    assert [r.run_id for r in first + second + last] == made[::-1]
+    assert end == ""
+    tagged, _ = store.page(limit=10, tags={"n": "3"})
+    assert [r.run_id for r in tagged] == [made[3]]
+    with pytest.raises(InvalidInput, match="page token"):
+        store.page(token="'; drop table runs")
+    with pytest.raises(InvalidInput, match="1 to 1000"):
+        store.page(limit=0)
+
+
+def test_counts_tell_every_state(store: RunStore) -> None:
+    store.create(request(), ALICE)
+    counts = store.counts()
+    assert counts[RunState.QUEUED] == 1
+    assert set(counts) == set(RunState)
+
+
+def test_tasks_show_luigi_s_view_and_each_element_of_an_array(store: RunStore, database: Database) -> None:
+    run = store.create(request(), ALICE)
+    store.report(run.run_id, [TaskReport(task_id="Gen_1", family="Gen", state="RUNNING", started_at=1.0)])
+    store.report(
+        run.run_id,
+        [
+            TaskReport(task_id="Gen_1", family="Gen", state="DONE", started_at=1.0, ended_at=2.0),
+            TaskReport(task_id="Run_1", family="Run", state="RUNNING"),
+        ],
+    )
+    ledger = Ledger(database, ManualClock())
+    ledger.claim()
+    ledger.plan(
+        [
+            JobSpec(
+                key=job_key(run.run_id, "Run_1", i),
+                run_id=run.run_id,
+                task_id="Run_1",
+                index=i,
+                script="true",
+                label=f"p{i}",
+            )
+            for i in range(3)
+        ],
+        1,
+    )
+    rows, token = store.tasks(run.run_id, limit=3)
+    rest, end = store.tasks(run.run_id, limit=3, token=token)
+    assert [r.id for r in rows + rest] == ["Gen_1", "Run_1", "Run_1.0", "Run_1.1", "Run_1.2"]
+    assert [r.state for r in rows[:3]] == [RunState.COMPLETE, RunState.RUNNING, RunState.QUEUED]
+    assert end == ""
+    assert store.task(run.run_id, "Run_1.2").name == "p2"
+    with pytest.raises(NotFound, match="no task"):
+        store.task(run.run_id, "Run_1.7")
+    with pytest.raises(NotFound, match="no run"):
+        store.tasks("r-none")
+
+
+def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'l.db'}"
+    database = open_database(url)
+    with database.begin() as db:
+        db.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    database.close()
+    with pytest.raises(LedgerError, match="newer version"):
+        open_database(url)
+
+
+def test_migrations_make_exactly_the_tables_that_the_code_uses(database: Database) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    from bbpwf.cluster.schema import metadata
+
+    with database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
