@@ -1,0 +1,139 @@
+"""The agent may restart under a head, and the cluster be out of reach: calls wait for them, for a limited time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from bbpwf.clock import Clock
+from bbpwf.cluster.api import READ_LIMIT, RunAgent
+from bbpwf.cluster.jobs import Archived, ClusterInfo, JobSpec, JobView, Observation, TaskReport
+from bbpwf.errors import ConnectFailed, TransportError
+from bbpwf.transport.protocol import Completed, FileStat
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PATIENCE = 120.0
+"""Seconds that the agent or the cluster may be away."""
+
+
+class AgentGone(BaseException):
+    """The agent did not come back in time.
+
+    Not an ``Exception``: neither a task's own code nor Luigi may take it for a failure of the task.
+    """
+
+
+class PatientAgent:
+    """A :class:`bbpwf.cluster.api.RunAgent` that repeats calls while the agent or the cluster does not answer.
+
+    Every call but ``run`` may be repeated without harm; a ``run`` that may have happened is not.
+
+    Args:
+        agent: whom the calls go to.
+        socket_path: the agent's own socket, if there is one: errors from *there* end as :class:`AgentGone`.
+        clock: for the waits.
+        patience: seconds that the agent, or the connection to the cluster, may be away.
+    """
+
+    def __init__(
+        self, agent: RunAgent, clock: Clock, *, socket_path: Path | None = None, patience: float = PATIENCE
+    ) -> None:
+        self._agent = agent
+        self._socket = str(socket_path) if socket_path else None
+        self._clock = clock
+        self._patience = patience
+        self._thread = threading.get_ident()
+        self.interrupt: Callable[[], None] = lambda: None
+        """Called between tries, in the thread that made this object; raises to give up."""
+
+    @property
+    def run_id(self) -> str:
+        """The run that this handle is bound to."""
+        return self._agent.run_id
+
+    def _call(self, what: str, function: Callable[[], T], *, once: bool = False) -> T:
+        deadline = self._clock.monotonic() + self._patience
+        wait = 0.1
+        while True:
+            try:
+                return function()
+            except TransportError as error:
+                agent_away = error.where == self._socket
+                if once and not (agent_away and isinstance(error, ConnectFailed)):
+                    raise
+                if not (agent_away or error.retryable):
+                    raise
+                if self._clock.monotonic() + wait > deadline:
+                    if agent_away:
+                        raise AgentGone(f"the agent has been away for {self._patience:.0f} s: {error}") from error
+                    raise
+                _log.warning("%s is tried again: %s", what, error)
+            self._clock.sleep(wait)
+            if threading.get_ident() == self._thread:
+                self.interrupt()
+            wait = min(wait * 2, 5.0)
+
+    def submit(self, jobs: Sequence[JobSpec]) -> list[JobView]:
+        """See the protocol."""
+        return self._call("submit", lambda: self._agent.submit(jobs))
+
+    def observe(self, since: int = 0, *, wait: float = 0.0) -> Observation:
+        """See the protocol."""
+        return self._call("observe", lambda: self._agent.observe(since, wait=wait))
+
+    def cancel(self, keys: Sequence[str] | None = None) -> None:
+        """See the protocol."""
+        return self._call("cancel", lambda: self._agent.cancel(keys))
+
+    def cluster(self, name: str = "default") -> ClusterInfo:
+        """See the protocol."""
+        return self._call("cluster", lambda: self._agent.cluster(name))
+
+    def stat(self, paths: Sequence[str], *, cluster: str = "default") -> list[FileStat | None]:
+        """See the protocol."""
+        return self._call("stat", lambda: self._agent.stat(paths, cluster=cluster))
+
+    def glob(self, pattern: str, *, cluster: str = "default", limit: int = 10_000) -> list[str]:
+        """See the protocol."""
+        return self._call("glob", lambda: self._agent.glob(pattern, cluster=cluster, limit=limit))
+
+    def read(self, path: str, *, cluster: str = "default", offset: int = 0, limit: int = READ_LIMIT) -> bytes:
+        """See the protocol."""
+        return self._call("read", lambda: self._agent.read(path, cluster=cluster, offset=offset, limit=limit))
+
+    def write(self, path: str, data: bytes, *, cluster: str = "default") -> None:
+        """See the protocol."""
+        return self._call("write", lambda: self._agent.write(path, data, cluster=cluster))
+
+    def write_many(self, files: Sequence[tuple[str, bytes]], *, cluster: str = "default") -> None:
+        """See the protocol."""
+        return self._call("write_many", lambda: self._agent.write_many(files, cluster=cluster))
+
+    def remove(self, paths: Sequence[str], *, cluster: str = "default") -> None:
+        """See the protocol."""
+        return self._call("remove", lambda: self._agent.remove(paths, cluster=cluster))
+
+    def run(
+        self, argv: Sequence[str], *, cluster: str = "default", stdin: bytes = b"", timeout: float = 60.0
+    ) -> Completed:
+        """See the protocol; a call that may have happened is not repeated."""
+        return self._call(
+            "run", lambda: self._agent.run(argv, cluster=cluster, stdin=stdin, timeout=timeout), once=True
+        )
+
+    def archive(self, paths: Sequence[str], *, cluster: str = "default", timeout: float = 3600.0) -> list[Archived]:
+        """See the protocol."""
+        return self._call("archive", lambda: self._agent.archive(paths, cluster=cluster, timeout=timeout))
+
+    def access_token(self) -> str:
+        """See the protocol."""
+        return self._call("access_token", self._agent.access_token)
+
+    def report(self, tasks: Sequence[TaskReport]) -> None:
+        """See the protocol."""
+        return self._call("report", lambda: self._agent.report(tasks))

@@ -1,0 +1,165 @@
+"""What stands in Luigi's worker for a task that is running: a job elsewhere, a forked process, or one that waits."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from luigi.worker import ContextManagedTaskProcess, TaskStatusReporter
+
+from bbpwf.cluster.jobs import JobView
+from bbpwf.states import JobState
+from bbpwf.workflow.tasks import JobTask
+
+KEPT_FAILURES = 1000
+"""Failed elements of one array whose details are kept; beyond that they are only counted."""
+
+
+class Starter(Protocol):
+    """Who takes a job task on."""
+
+    def begin(self, process: JobProcess) -> None:
+        """Check, prepare and submit."""
+        ...
+
+    def abandon(self, process: JobProcess) -> None:
+        """Cancel what was submitted."""
+        ...
+
+
+@dataclass
+class Progress:
+    """Where the jobs of a task stand."""
+
+    total: int = 0
+    open: set[str] = field(default_factory=set)
+    running: set[str] = field(default_factory=set)
+    failed: list[JobView] = field(default_factory=list)
+    failures: int = 0
+
+    def saw(self, view: JobView) -> None:
+        """Take a sighting in."""
+        if view.key not in self.open:
+            return
+        self.running.discard(view.key)
+        if view.state is JobState.RUNNING:
+            self.running.add(view.key)
+        elif view.state.terminal:
+            self.open.discard(view.key)
+            if not view.state.succeeded:
+                self.failures += 1
+                if len(self.failed) < KEPT_FAILURES:
+                    self.failed.append(view)
+
+    @property
+    def done(self) -> int:
+        """Jobs that ended, well or not, and those that were done before."""
+        return self.total - len(self.open)
+
+    def words(self) -> str:
+        """One line for a person."""
+        if self.total == 1:
+            return "running" if self.running else "waiting for the scheduler"
+        text = f"{self.done - self.failures} of {self.total} done, {len(self.running)} running"
+        waiting = len(self.open) - len(self.running)
+        return (
+            text + (f", {waiting} waiting" if waiting else "") + (f", {self.failures} failed" if self.failures else "")
+        )
+
+
+class JobProcess:
+    """Luigi's view of a task whose jobs the agent runs: the shape of ``luigi.worker.TaskProcess``, no process.
+
+    Everything here happens in the worker's own thread.
+    """
+
+    use_multiprocessing = False
+    exitcode: int | None = None
+
+    def __init__(
+        self, task: JobTask, worker_id: str, starter: Starter, reporter: TaskStatusReporter, worker_timeout: int
+    ) -> None:
+        self.task = task
+        self.worker_id = worker_id
+        self.status_reporter = reporter
+        self.worker_timeout = task.worker_timeout if task.worker_timeout is not None else worker_timeout
+        self.timeout_time = time.time() + self.worker_timeout if self.worker_timeout else None
+        self.started_at = time.time()
+        self.progress = Progress()
+        self.keys: tuple[str, ...] = ()
+        self.outputs: list[Any] = []
+        self.check_until = 0.0
+        self._starter = starter
+        self._ended = False
+
+    def run(self) -> None:
+        """Hand the task's jobs over and return."""
+        self._starter.begin(self)
+
+    def start(self) -> None:
+        """The same as :meth:`run`: there is no process to start."""
+        self.run()
+
+    def is_alive(self) -> bool:
+        """Whether the task has not ended."""
+        return not self._ended
+
+    def terminate(self) -> None:
+        """Cancel the task's jobs: Luigi's ``worker_timeout`` passed."""
+        self._starter.abandon(self)
+        self._ended = True
+
+    def end(self) -> None:
+        """Note that the task's result is known."""
+        self._ended = True
+
+
+class HeldProcess:
+    """A plain task that waits until fewer than the allowed number of local processes run."""
+
+    use_multiprocessing = False
+    exitcode: int | None = None
+    timeout_time: float | None = None
+    worker_timeout = 0
+
+    def __init__(self, task: Any, reporter: TaskStatusReporter) -> None:
+        self.task = task
+        self.status_reporter = reporter
+
+    def run(self) -> None:
+        """Nothing yet: the worker replaces this object when there is room."""
+
+    start = run
+
+    def is_alive(self) -> bool:
+        """It will run."""
+        return True
+
+    def terminate(self) -> None:
+        """There is nothing to end."""
+
+
+class LocalProcess(ContextManagedTaskProcess):
+    """A plain Luigi task in a forked process, which does not outlive the worker."""
+
+    def run(self) -> None:
+        """Run the task with the default reaction to signals, whatever the worker's own is."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        _die_with_parent()
+        super().run()  # type: ignore[no-untyped-call]  # Luigi's is untyped
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process when the worker is gone: two workers must never run one task."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    set_death_signal = 1  # PR_SET_PDEATHSIG, linux/prctl.h
+    libc.prctl(set_death_signal, signal.SIGKILL, 0, 0, 0)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:  # it went between the fork and the call
+        os._exit(1)

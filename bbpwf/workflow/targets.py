@@ -1,0 +1,211 @@
+"""What tasks make: files on a cluster, and resources in the knowledge graph."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import IO, Any
+
+from luigi.target import Target
+
+from bbpwf.cluster.api import READ_LIMIT
+from bbpwf.errors import InvalidInput, LimitExceeded
+from bbpwf.transport.protocol import FileStat
+from bbpwf.workflow.context import current
+
+OPEN_CAP = 256 * 1024 * 1024
+"""Most bytes that :meth:`RemoteTarget.open` reads: it holds the whole file in memory."""
+
+WRITE_CAP = 8 * 1024 * 1024
+"""Most bytes that :meth:`RemoteTarget.open` writes: larger files are made by jobs, where the data is."""
+
+STAT_BATCH = 5000
+"""Paths asked for in one round trip."""
+
+_seen: contextvars.ContextVar[Mapping[tuple[str, str], bool] | None] = contextvars.ContextVar("seen", default=None)
+
+
+class RemoteTarget(Target):
+    """A file or folder on a cluster.
+
+    Args:
+        path: absolute, or relative to the run's folder on the cluster.
+        cluster: which cluster.
+    """
+
+    def __init__(self, path: str, cluster: str = "default") -> None:
+        if not path:
+            raise InvalidInput("a RemoteTarget needs a path")
+        self.path = path
+        self.cluster = cluster
+
+    @property
+    def absolute(self) -> str:
+        """The path from the root, for commands that run in another folder."""
+        return current().absolute(self.path, self.cluster)
+
+    def exists(self) -> bool:
+        """Whether something is there; answered without a round trip inside :func:`prefetched`."""
+        seen = _seen.get()
+        known = seen.get((self.cluster, self.path)) if seen is not None else None
+        return self.stat() is not None if known is None else known
+
+    def stat(self) -> FileStat | None:
+        """Size, time and kind of what is there; ``None`` if nothing is."""
+        return current().agent.stat([self.path], cluster=self.cluster)[0]
+
+    def read_bytes(self, *, cap: int = OPEN_CAP) -> bytes:
+        """The whole file.
+
+        Raises:
+            NotFound: there is no such file.
+            LimitExceeded: it is larger than ``cap`` bytes.
+        """
+        agent = current().agent
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            chunk = agent.read(self.path, cluster=self.cluster, offset=size, limit=min(READ_LIMIT, cap + 1 - size))
+            if not chunk:
+                return b"".join(chunks)
+            size += len(chunk)
+            if size > cap:
+                raise LimitExceeded(f"{self.path} is larger than {cap} bytes", hint="Read it in a job instead.")
+            chunks.append(chunk)
+
+    def read_text(self, *, cap: int = OPEN_CAP) -> str:
+        """The whole file as UTF-8 text."""
+        return self.read_bytes(cap=cap).decode()
+
+    def write_bytes(self, data: bytes) -> None:
+        """Put ``data`` there, atomically.
+
+        Raises:
+            LimitExceeded: it is more than 8 MiB.
+        """
+        if len(data) > WRITE_CAP:
+            raise LimitExceeded(f"{len(data)} bytes for {self.path} are too many", hint="Make it in a job instead.")
+        current().agent.write(self.path, data, cluster=self.cluster)
+
+    def write_text(self, text: str) -> None:
+        """Put UTF-8 ``text`` there, atomically."""
+        self.write_bytes(text.encode())
+
+    def open(self, mode: str = "r") -> IO[Any]:
+        """A file object: ``r``/``rb`` holds the whole content, ``w``/``wb`` is sent when it is closed.
+
+        A ``with`` block that ends by an exception writes nothing.
+        """
+        match mode:
+            case "r" | "rt":
+                return io.StringIO(self.read_text())
+            case "rb":
+                return io.BytesIO(self.read_bytes())
+            case "w" | "wt":
+                return _TextWriter(self)
+            case "wb":
+                return _BytesWriter(self)
+        raise InvalidInput(f"a RemoteTarget opens as r, rb, w or wb, not {mode!r}")
+
+    def remove(self) -> None:
+        """Remove the file or folder; absent is fine."""
+        current().agent.remove([self.path], cluster=self.cluster)
+
+    def __str__(self) -> str:
+        return self.path if self.cluster == "default" else f"{self.cluster}:{self.path}"
+
+    def __repr__(self) -> str:
+        return f"RemoteTarget({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemoteTarget) and (self.cluster, self.path) == (other.cluster, other.path)
+
+    def __hash__(self) -> int:
+        return hash((self.cluster, self.path))
+
+
+class _BytesWriter(io.BytesIO):
+    def __init__(self, target: RemoteTarget) -> None:
+        super().__init__()
+        self._target: RemoteTarget | None = target
+
+    def close(self) -> None:
+        target, self._target = self._target, None
+        if target is not None:
+            target.write_bytes(self.getvalue())
+        super().close()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._target = None
+        self.close()
+
+    def __del__(self) -> None:
+        self._target = None  # forgotten without close(): nothing is written
+
+
+class _TextWriter(io.StringIO):
+    def __init__(self, target: RemoteTarget) -> None:
+        super().__init__()
+        self._target: RemoteTarget | None = target
+
+    def close(self) -> None:
+        target, self._target = self._target, None
+        if target is not None:
+            target.write_text(self.getvalue())
+        super().close()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._target = None
+        self.close()
+
+    def __del__(self) -> None:
+        self._target = None
+
+
+def existence(targets: Sequence[Target]) -> list[bool]:
+    """Whether each target exists: one round trip a cluster for all remote ones."""
+    with prefetched(targets):
+        return [bool(target.exists()) for target in targets]
+
+
+def absent(targets: Sequence[Target]) -> list[Target]:
+    """Those of ``targets`` that do not exist."""
+    return [target for target, exists in zip(targets, existence(targets), strict=True) if not exists]
+
+
+def prefetch(targets: Iterable[Target]) -> dict[tuple[str, str], bool]:
+    """Existence by ``(cluster, path)`` of the remote ones among ``targets``, not asking what is already known."""
+    known = _seen.get() or {}
+    wanted: dict[str, dict[str, None]] = defaultdict(dict)
+    for target in targets:
+        if isinstance(target, RemoteTarget) and (target.cluster, target.path) not in known:
+            wanted[target.cluster][target.path] = None
+    found: dict[tuple[str, str], bool] = {}
+    for cluster, unique in wanted.items():
+        paths = list(unique)
+        for start in range(0, len(paths), STAT_BATCH):
+            batch = paths[start : start + STAT_BATCH]
+            stats = current().agent.stat(batch, cluster=cluster)
+            found.update({(cluster, path): stat is not None for path, stat in zip(batch, stats, strict=True)})
+    return found
+
+
+@contextlib.contextmanager
+def prefetched(targets: Iterable[Target]) -> Iterator[None]:
+    """Inside the block, ``exists()`` of these targets answers from one look taken at its start."""
+    known = _seen.get() or {}
+    token = _seen.set({**known, **prefetch(targets)})
+    try:
+        yield
+    finally:
+        _seen.reset(token)

@@ -1,0 +1,143 @@
+"""Tasks that run as cluster jobs. A task says what it runs and what it makes; nothing else.
+
+bbpwf's Luigi worker hands their jobs to the agent; neither a process nor a thread waits for any of them.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import luigi
+from luigi.task import flatten
+from pydantic import ValidationError
+
+from bbpwf.cluster.jobs import JobSpec, job_key
+from bbpwf.errors import Conflict, InvalidParameter
+from bbpwf.shell import exports, quote
+from bbpwf.workflow.context import RunContext, current
+from bbpwf.workflow.parameters import EnvironmentParameters, ResourceParameters
+from bbpwf.workflow.targets import absent
+
+Command = str | Sequence[str]
+"""A bash script, or an argument list that no shell interprets."""
+
+
+def script_text(command: Command, *, prologue: str = "") -> str:
+    """The bash script for a command: it ends at the first command that fails, inside a pipe too."""
+    body = command if isinstance(command, str) else quote(command)
+    return f"set -eo pipefail\n{prologue}{body.rstrip()}\n"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a task has to do now: the jobs that are left, of how many in all."""
+
+    jobs: list[JobSpec]
+    total: int
+
+
+class JobTask(ResourceParameters, EnvironmentParameters, luigi.Task):
+    """What all tasks that run as jobs share. Subclass :class:`SbatchTask` and its kind instead."""
+
+    launchable: ClassVar[bool] = False
+    """Set in a class's own body: False keeps it out of the catalogue. Subclasses are listed again."""
+
+    launcher: ClassVar[Literal["none", "srun"]] = "none"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]  # luigi.Task's is untyped
+        self.job_resources()  # a value that makes no sense is refused while the graph is built, not hours later
+        self.job_environment()
+
+    @abstractmethod
+    def plan(self, context: RunContext) -> Plan:
+        """The jobs that are still to be done; none if everything is there."""
+
+    def output(self) -> Any:
+        """What the task makes: a target, or a list or dict of targets."""
+        return []
+
+    def run(self) -> None:
+        """Never called by bbpwf's worker, which submits the job instead."""
+        raise Conflict(
+            f"{self.task_family} runs as a cluster job, which Luigi's own worker cannot do",
+            hint="Use `bbpwf run` or `bbpwf launch`.",
+        )
+
+    def on_failure(self, exception: BaseException) -> str:
+        """The explanation that Luigi shows: words, not a traceback."""
+        return str(exception)
+
+    def spec(self, context: RunContext, command: Command, *, index: int | None, label: str, **more: Any) -> JobSpec:
+        """One job of this task.
+
+        Raises:
+            InvalidParameter: names the task and what is wrong.
+        """
+        family = self.task_family
+        prologue = f'export PATH={quote([f"{self.software}/bin"])}:"$PATH"\n' if self.software else ""
+        resources = self.job_resources()
+        if not resources.partition and context.request.cluster.partition:
+            resources = resources.model_copy(update={"partition": context.request.cluster.partition})
+        env = exports(dict(more.pop("env", {})))
+        try:
+            return JobSpec(
+                key=job_key(context.run_id, self.task_id, index),
+                run_id=context.run_id,
+                task_id=self.task_id,
+                index=index,
+                label=label,
+                name=self.job_name or family,
+                cluster=self.cluster,
+                script=script_text(command, prologue=prologue + env),
+                workdir=self.workdir,
+                env=self.job_environment(),
+                modules=self.job_modules(),
+                container=self.container,
+                launcher=self.launcher,
+                resources=resources,
+                infrastructure_retries=self.infrastructure_retries,
+                retries=self.retries,
+                **more,
+            )
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise InvalidParameter(f"{family}: {where}: {first['msg']}", where=family) from None
+
+
+class SbatchTask(JobTask):
+    """One job: override :meth:`command` and ``output()``.
+
+    The task is complete when its outputs exist and no job of this run still works on them or failed at them.
+    Without outputs it is complete when its job was.
+    """
+
+    launchable: ClassVar[bool] = False
+
+    @abstractmethod
+    def command(self) -> Command:
+        """A bash script, or an argument list, run in the working folder."""
+
+    def plan(self, context: RunContext) -> Plan:
+        """The job."""
+        return Plan([self.spec(context, self.command(), index=None, label=self.task_family)], 1)
+
+    def complete(self) -> bool:
+        """Whether there is nothing left to do; one round trip for all remote outputs."""
+        context = current()
+        state = context.jobs.state(job_key(context.run_id, self.task_id))
+        outputs = flatten(self.output())
+        if not outputs:
+            return state is not None and state.succeeded
+        return (state is None or state.succeeded) and not absent(outputs)
+
+
+class SrunTask(SbatchTask):
+    """One job whose command runs as a step with a copy for each of ``ntasks``: an MPI program."""
+
+    launchable: ClassVar[bool] = False
+    launcher: ClassVar[Literal["none", "srun"]] = "srun"
