@@ -20,7 +20,7 @@ FRESH_S = 600.0
 STALE_S = 24 * 3600.0
 """Keys older than this are not believed, even if the issuer cannot be reached."""
 PAUSE_S = 10.0
-"""Least time between two fetches: unknown ``kid`` values, which anybody can send, cause no more than that."""
+"""Time without fetches after one that failed, or that an unknown ``kid`` caused: anybody can send those."""
 _LIMITS = Limits(seconds=5, size=512 * 1024)
 _FITTING = {"RS256": "RSA", "PS256": "RSA", "ES256": "EC"}
 
@@ -38,7 +38,8 @@ class KeyCache:
         self._fetching = threading.Lock()
         self._keys: dict[str, JWK] = {}
         self._fetched: float | None = None
-        self._tried: float | None = None
+        self._attempts = 0
+        self._quiet_until = float("-inf")
         self._trouble: IdentityUnavailable | None = None
 
     def find(self, kid: str, algorithm: str) -> JWK | None:
@@ -47,10 +48,11 @@ class KeyCache:
         Raises:
             IdentityUnavailable: the keys that are needed cannot be fetched.
         """
+        before = self._attempts
         if self._age() > FRESH_S:
-            self._refresh(wait=self._age() > STALE_S)
+            self._refresh(before, wait=self._age() > STALE_S)
         if self._usable(kid) is None:
-            self._refresh(wait=True)
+            self._refresh(before, wait=True, forced=True)
         key = self._usable(kid)
         if key is None:
             if self._trouble is not None:
@@ -64,16 +66,15 @@ class KeyCache:
     def _age(self) -> float:
         return float("inf") if self._fetched is None else self._clock.monotonic() - self._fetched
 
-    def _refresh(self, *, wait: bool) -> None:
-        """Fetch the keys unless that was tried just now; failures are kept in ``_trouble``.
+    def _refresh(self, before: int, *, wait: bool, forced: bool = False) -> None:
+        """Fetch the keys, unless somebody did since the attempt numbered ``before``, or it must not be now.
 
-        Without ``wait``, a fetch that another thread has under way is left to it.
+        Without ``wait``, a fetch that another thread has under way is left to it. A failure is kept in ``_trouble``.
         """
-        asked = self._clock.monotonic()
         if not self._fetching.acquire(blocking=wait):
             return
         try:
-            if self._tried is not None and (self._tried > asked or self._clock.monotonic() - self._tried < PAUSE_S):
+            if self._attempts != before or self._clock.monotonic() < self._quiet_until:
                 return
             try:
                 self._keys = self._fetch()
@@ -82,7 +83,9 @@ class KeyCache:
             except IdentityUnavailable as error:
                 self._trouble = error
                 _log.warning("the issuer's keys could not be fetched; %d known: %s", len(self._keys), error)
-            self._tried = self._clock.monotonic()
+            self._attempts += 1
+            if forced or self._trouble is not None:
+                self._quiet_until = self._clock.monotonic() + PAUSE_S
         finally:
             self._fetching.release()
 
