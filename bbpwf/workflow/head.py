@@ -1,0 +1,114 @@
+"""``python -m bbpwf.workflow.head RUN_DIR``: the process that executes one run's graph.
+
+Reads ``request.json``, speaks to ``agent.sock``, writes ``outcome.json``. Holds no secret. SIGTERM cancels the run.
+When its standard input, a pipe that its parent holds, reaches its end, it ends at once and touches no job.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import signal
+import stat
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+from bbpwf import log
+from bbpwf.cluster.client import AgentClient
+from bbpwf.errors import BbpwfError, InvalidInput
+from bbpwf.redact import Redactor
+from bbpwf.workflow.patience import AgentGone
+from bbpwf.workflow.request import Failure, Outcome, parse_request, write_outcome
+from bbpwf.workflow.runner import Cancellation, SchedulerGone, run_local
+
+_log = logging.getLogger(__name__)
+
+
+class Exit(enum.IntEnum):
+    """What the head's exit code says."""
+
+    COMPLETE = 0
+    EXECUTOR_ERROR = 1
+    SYSTEM_ERROR = 2
+    INVALID_INPUT = 3
+    START_AGAIN = 4
+    """No outcome was written: the agent, Luigi's scheduler or the parent is gone. The jobs go on."""
+    CANCELED = 5
+
+
+_EXITS = {
+    "COMPLETE": Exit.COMPLETE,
+    "EXECUTOR_ERROR": Exit.EXECUTOR_ERROR,
+    "SYSTEM_ERROR": Exit.SYSTEM_ERROR,
+    "CANCELED": Exit.CANCELED,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the head for the folder named in ``argv``; answers its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    cancellation = Cancellation()
+
+    def on_term(signum: int, frame: FrameType | None) -> None:
+        del signum, frame
+        cancellation.request()
+
+    signal.signal(signal.SIGTERM, on_term)
+    signal.signal(signal.SIGINT, on_term)
+    log.configure(Redactor())
+    if len(arguments) != 1:
+        _log.error("usage: python -m bbpwf.workflow.head RUN_DIR")
+        return Exit.INVALID_INPUT
+    _watch_parent()
+    folder = Path(arguments[0])
+    try:
+        outcome, code = _run(folder, cancellation)
+    except (AgentGone, SchedulerGone) as error:
+        _log.error("the head ends, to be started again: %s", error)
+        return Exit.START_AGAIN
+    write_outcome(folder / "outcome.json", outcome)
+    _log.info("the run is %s %s", outcome.state, outcome.reason)
+    return code
+
+
+def _run(folder: Path, cancellation: Cancellation) -> tuple[Outcome, Exit]:
+    try:
+        request = parse_request((folder / "request.json").read_bytes(), where="request.json")
+        socket = folder / "agent.sock"
+        outcome = run_local(AgentClient(socket, request.run_id), request, socket_path=socket, cancellation=cancellation)
+        return outcome, _EXITS[outcome.state]
+    except InvalidInput as error:
+        _log.error("the run cannot start: %s", error)
+        failure = Failure(task_id="", label=type(error).__name__, reason=error.message, log_tail=error.hint)
+        return Outcome(state="EXECUTOR_ERROR", reason=str(error), failed=(failure,)), Exit.INVALID_INPUT
+    except BbpwfError as error:
+        _log.exception("the run failed")
+        return Outcome(state="SYSTEM_ERROR", reason=str(error)), Exit.SYSTEM_ERROR
+    except Exception as error:  # noqa: BLE001 the boundary: a defect must end the run with words, not with silence
+        _log.exception("the head failed")
+        reason = f"unexpected {type(error).__name__} in the head: {str(error)[:500]}; its log has the details"
+        return Outcome(state="SYSTEM_ERROR", reason=reason), Exit.SYSTEM_ERROR
+
+
+def _watch_parent() -> None:
+    """End when standard input does, if it is a pipe or socket: its other end is the parent's."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        return
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+        threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 4096):
+        pass
+    _log.warning("the parent is gone: the head ends, jobs go on")
+    os._exit(Exit.START_AGAIN)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
