@@ -29,6 +29,8 @@ OPEN = frozenset({"/healthz", "/healthz/", "/auth/login", "/auth/callback", "/au
 
 BROWSED = ("/dashboard", "/api", "/docs", "/openapi.json", "/auth/")
 """Paths where a browser's session stands in for a token, for reading only."""
+PAGES = ("/dashboard", "/docs")
+"""Pages that send a browser without a session to the login."""
 
 _LONGEST_TOKEN = 16_384
 
@@ -110,7 +112,7 @@ class Gate:
         except BbpwfError as error:
             response = errors.answer_error(path, error, self._redactor)
             if isinstance(error, NotAuthenticated) and self._should_log_in(scope, headers):
-                response = RedirectResponse(f"/auth/login?next={quote(path, safe='/')}", 302)
+                response = RedirectResponse("/auth/login?next=" + quote(path, safe="/"), 302)
             await response(scope, receive, send)
             return
         await self._app(scope, receive, send)
@@ -146,9 +148,10 @@ class Gate:
 
     @staticmethod
     def _should_log_in(scope: Scope, headers: Headers) -> bool:
-        if scope["method"] != "GET" or "authorization" in headers or "text/html" not in headers.get("accept", ""):
+        if scope["method"] != "GET" or "authorization" in headers:
             return False
-        return str(scope["path"]).startswith(("/dashboard", "/docs"))
+        path: str = scope["path"]
+        return path == "/auth/" or (path.startswith(PAGES) and "text/html" in headers.get("accept", ""))
 
 
 class BodyLimit:

@@ -27,7 +27,7 @@ from bbpwf.errors import BbpwfError, Conflict, InvalidInput
 from bbpwf.redact import Redactor
 from bbpwf.states import RunState
 from service.children import Child
-from service.daemons import PREDECESSOR_GRACE_S, Daemon, end_holders, tail
+from service.daemons import LONGEST_BACKOFF_S, PREDECESSOR_GRACE_S, Daemon, end_holders, tail
 from service.heads import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -36,6 +36,10 @@ TICK_S = 0.2
 IDLE_TICK_S = 2.0
 HEAD_RESTARTS = 3
 """A head that ends without an outcome is started again this often; then the run ends as SYSTEM_ERROR."""
+START_AGAIN = 4
+"""A head's exit code when it lost the agent or the scheduler and wants to be started anew."""
+FRESH_STARTS = 20
+"""How often a head may ask for that in a row."""
 HEAD_BACKOFF_S = 1.0
 HEAD_STEADY_S = 600.0
 """A head that lasted this long has its earlier ends forgiven."""
@@ -62,6 +66,7 @@ class _Watched:
     head: Child | None = None
     head_since: float = 0.0
     restarts: int = 0
+    started_again: int = 0
     not_before: float = 0.0
     blocked_since: float | None = None
     outcome_since: float | None = None
@@ -293,17 +298,19 @@ class Supervisor:
         code = watched.head.exit_code() if watched.head is not None else None
         watched.head = None
         if now - watched.head_since > HEAD_STEADY_S:
-            watched.restarts = 0
-        watched.restarts += 1
+            watched.restarts = watched.started_again = 0
+        if code == START_AGAIN:  # the agent or the scheduler was gone: not the head's fault
+            watched.started_again += 1
+        else:
+            watched.restarts += 1
         how = f"the run's head ended without an outcome ({_how(code)})"
-        if watched.restarts > HEAD_RESTARTS:
+        times = watched.restarts + watched.started_again
+        if watched.restarts > HEAD_RESTARTS or watched.started_again > FRESH_STARTS:
             last = tail(watched.folder.log, limit=1000)
-            self._finish(
-                watched, RunState.SYSTEM_ERROR, f"{how}, {watched.restarts} times; the end of its log:\n{last}"
-            )
+            self._finish(watched, RunState.SYSTEM_ERROR, f"{how}, {times} times; the end of its log:\n{last}")
             return
-        watched.not_before = now + HEAD_BACKOFF_S * 4 ** (watched.restarts - 1)
-        _log.warning("%s: restart %d of %d", how, watched.restarts, HEAD_RESTARTS, extra={"run_id": watched.run_id})
+        watched.not_before = now + min(HEAD_BACKOFF_S * 2 ** (times - 1), LONGEST_BACKOFF_S)
+        _log.warning("%s: it is started again, for the %d. time", how, times, extra={"run_id": watched.run_id})
         self._store.move(watched.run_id, RunState.RUNNING, f"{how}; it is started again")
 
     def _conclude(self, watched: _Watched, run: RunRecord) -> None:

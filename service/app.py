@@ -1,0 +1,214 @@
+"""The application of one project instance: built here from settings, with nothing done at import."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import bbpwf
+from bbpwf.clock import Clock, SystemClock
+from bbpwf.cluster.control import AgentControl
+from bbpwf.cluster.database import Database, open_database
+from bbpwf.cluster.runs import RunStore
+from bbpwf.errors import Conflict, InvalidConfig
+from bbpwf.platform.login import Login
+from bbpwf.platform.tokens import TokenVerifier
+from bbpwf.redact import Redactor
+from bbpwf.settings import Settings
+from service import browser, dashboard, errors, launch, runs, tasks, wes
+from service.access import BodyLimit, Gate
+from service.authority import ProjectAuthority
+from service.catalogue import Catalogue
+from service.children import Lock
+from service.daemons import agent_daemon, scheduler_daemon
+from service.heads import RunFolder
+from service.launches import Launches
+from service.ports import free_port
+from service.supervisor import Supervisor, Surroundings
+from service.uploads import Uploads
+
+UPLOADS_KEPT_S = 24 * 3600.0
+
+
+@dataclass
+class Instance:
+    """Everything that one running instance consists of; see :func:`create_app`."""
+
+    settings: Settings
+    redactor: Redactor
+    clock: Clock
+    database: Database
+    store: RunStore
+    uploads: Uploads
+    catalogue: Catalogue
+    control: AgentControl
+    supervisor: Supervisor
+    launches: Launches
+    scheduler_url: str
+    held: list[Lock] = field(default_factory=list)
+
+
+def create_app(
+    settings: Settings,
+    *,
+    redactor: Redactor | None = None,
+    clock: Clock | None = None,
+    agent_argv: Sequence[str] = (sys.executable, "-P", "-m", "bbpwf.cli.main", "agent", "--until-stdin-closes"),
+    agent_env: Mapping[str, str] | None = None,
+) -> FastAPI:
+    """The service of one Virtual Lab Project. Its processes start and end with the application's lifespan.
+
+    Args:
+        settings: the instance's.
+        redactor: knows the secrets of this process.
+        clock: for tests.
+        agent_argv: how to start the cluster agent.
+        agent_env: the agent's environment; this process's own if ``None``, since the agent reads the same settings.
+
+    Raises:
+        InvalidConfig: there is no identity provider, or no project.
+    """
+    if not settings.project.virtual_lab_id or not settings.project.project_id:
+        raise InvalidConfig("the service needs a project", hint="Set BBPWF_PROJECT__VIRTUAL_LAB_ID and …PROJECT_ID.")
+    instance = _build(
+        settings,
+        redactor or Redactor(),
+        clock or SystemClock(),
+        agent_argv,
+        dict(os.environ) if agent_env is None else dict(agent_env),
+    )
+    authority = ProjectAuthority(TokenVerifier(settings.oidc, instance.clock), settings.project, instance.clock)
+    login = Login(settings.oidc, instance.clock, redactor=instance.redactor)
+    sessions = browser.BrowserSessions(login, authority, settings.service, instance.clock)
+    luigi = dashboard.Dashboard(instance.scheduler_url)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        _begin(instance)
+        try:
+            yield
+        finally:
+            await luigi.close()
+            await run_in_threadpool(_end, instance)
+
+    app = FastAPI(
+        title="bbpwf",
+        version=bbpwf.__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+        middleware=[
+            Middleware(_Headers),
+            Middleware(
+                Gate, authority=authority, sessions=sessions, project=settings.project, redactor=instance.redactor
+            ),
+            Middleware(BodyLimit, limit=settings.service.max_upload_mb * 1024 * 1024),
+        ],
+    )
+    errors.install(app, instance.redactor)
+    app.include_router(launch.liveness())
+    app.include_router(browser.router(sessions))
+    app.include_router(wes.router(wes.Wes(settings, instance.store, instance.launches)))
+    app.include_router(launch.router(instance.launches, settings.project))
+    app.include_router(tasks.router(instance.catalogue))
+    folders = settings.state / "runs"
+    app.include_router(runs.router(instance.store, instance.launches, instance.control, instance.redactor, folders))
+    app.include_router(dashboard.router(luigi))
+    app.state.instance = instance
+    return app
+
+
+def _build(
+    settings: Settings, redactor: Redactor, clock: Clock, agent_argv: Sequence[str], agent_env: Mapping[str, str]
+) -> Instance:
+    state = settings.state
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if settings.oidc.client_secret is not None:
+        redactor.add(settings.oidc.client_secret.get_secret_value())
+    database = open_database(settings.database)
+    store = RunStore(database, clock)
+    uploads = Uploads(state / "uploads", largest=settings.service.max_upload_mb * 1024 * 1024)
+    catalogue = Catalogue(settings, uploads, clock)
+    control = AgentControl(state / "agent.sock")
+    port = settings.service.scheduler_port or free_port()
+    scheduler_url = f"http://127.0.0.1:{port}"
+    plain_env = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "HOME": str(state)}
+    supervisor = Supervisor(
+        Surroundings(
+            store=store,
+            control=control,
+            agent=agent_daemon(agent_argv, env=agent_env, state=state, control=control, redactor=redactor, clock=clock),
+            scheduler=scheduler_daemon(port, env=plain_env, state=state, redactor=redactor, clock=clock),
+            folder_of=lambda run_id: RunFolder(settings, uploads, run_id),
+            redactor=redactor,
+            clock=clock,
+            max_runs=settings.service.max_runs,
+            scheduler_url=scheduler_url,
+            public_url=settings.service.public_url,
+        )
+    )
+    launches = Launches(store, uploads, catalogue, supervisor)
+    return Instance(
+        settings, redactor, clock, database, store, uploads, catalogue, control, supervisor, launches, scheduler_url
+    )
+
+
+def hold(instance: Instance) -> None:
+    """Claim the state folder for this process.
+
+    Raises:
+        Conflict: another service runs on it.
+    """
+    if instance.held:
+        return
+    path = instance.settings.state / "locks" / "service"
+    try:
+        instance.held.append(Lock(path))
+    except Conflict:
+        raise Conflict(
+            "another service runs on this state folder",
+            where=str(instance.settings.state),
+            hint="End it, or set BBPWF_STATE_DIR to another folder.",
+        ) from None
+
+
+def _begin(instance: Instance) -> None:
+    hold(instance)
+    instance.uploads.forget(older_than=UPLOADS_KEPT_S)
+    instance.supervisor.start()
+
+
+def _end(instance: Instance) -> None:
+    instance.supervisor.stop()
+    instance.database.close()
+    while instance.held:
+        instance.held.pop().close()
+
+
+class _Headers:
+    """ASGI middleware: headers that keep browsers from guessing, framing or telling where they came from."""
+
+    _ALWAYS = (
+        (b"x-content-type-options", b"nosniff"),
+        (b"x-frame-options", b"DENY"),
+        (b"referrer-policy", b"same-origin"),
+    )
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *self._ALWAYS]
+            await send(message)
+
+        await self._app(scope, receive, with_headers if scope["type"] == "http" else send)

@@ -1,0 +1,176 @@
+"""What can be launched, and whether a launch makes sense: asked of a short-lived process that imports task modules.
+
+This process never does: a module of a user may hang, crash, or change whatever it is imported into. Answers are
+remembered by the content of what was asked, attachments included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bbpwf import errors
+from bbpwf.clock import Clock
+from bbpwf.cluster.runs import Owner, RunRecord, RunRequest
+from bbpwf.errors import BbpwfError, InvalidInput
+from bbpwf.settings import Settings
+from bbpwf.states import RunState
+from service.heads import head_env, head_request
+from service.uploads import Uploads
+
+ASK_LIMIT_S = 30.0
+"""A process that has not answered by then is killed: a module that hangs on import is reported, not waited for."""
+ASK_OUTPUT = 8 * 1024 * 1024
+AT_ONCE = 2
+"""Processes at once; more requests wait for one of them."""
+LIST_FRESH_S = 60.0
+"""The list of tasks is looked at anew after this, so that changed modules show."""
+_REMEMBERED = 512
+
+
+class Catalogue:
+    """See the module. Calls block for as long as an import takes: use a worker thread."""
+
+    def __init__(self, settings: Settings, uploads: Uploads, clock: Clock) -> None:
+        self._settings = settings
+        self._uploads = uploads
+        self._clock = clock
+        self._slots = threading.BoundedSemaphore(AT_ONCE)
+        self._lock = threading.Lock()
+        self._sound: OrderedDict[str, None] = OrderedDict()
+        self._listed: tuple[float, list[dict[str, Any]]] | None = None
+        self._listing = threading.Lock()
+
+    def validate(self, request: RunRequest) -> None:
+        """Return if the launch makes sense: the task exists, its parameters and config are well-typed.
+
+        Raises:
+            UnknownTask, InvalidParameter, InvalidConfig, InvalidInput: what does not, and where.
+        """
+        body = request.model_dump(mode="json", include=_WHAT_COUNTS)
+        key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        with self._lock:
+            if key in self._sound:
+                self._sound.move_to_end(key)
+                return
+        folder = Path(tempfile.mkdtemp(prefix="check-", dir=self._scratch()))
+        try:
+            attachments = folder / "attachments" if request.attachments else None
+            if attachments is not None:
+                self._uploads.copy_into(request.attachments, attachments)
+            run = RunRecord(
+                run_id="check", state=RunState.QUEUED, request=request, owner=Owner(sub="check"), created_at=0.0
+            )
+            question = head_request(run, self._settings, attachments).model_dump_json()
+            self._ask(["validate"], question, folder, attachments)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        with self._lock:
+            self._sound[key] = None
+            while len(self._sound) > _REMEMBERED:
+                self._sound.popitem(last=False)
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """Every task that the instance offers, as the catalogue describes it."""
+        with self._listing:
+            if self._listed is not None and self._clock.monotonic() - self._listed[0] < LIST_FRESH_S:
+                return self._listed[1]
+            answer = self._ask(["list", *self._settings.service.task_modules], "", self._scratch(), None)
+            found = answer if isinstance(answer, list) else answer.get("tasks", [])
+            self._listed = self._clock.monotonic(), found
+            return found
+
+    def task(self, name: str) -> dict[str, Any]:
+        """One task by ``module:Task``, whether or not the instance's list has it. Raises UnknownTask."""
+        for each in self.tasks():
+            if each.get("name") == name:
+                return each
+        answer = self._ask(["show", name], "", self._scratch(), None)
+        return dict(answer)
+
+    def _scratch(self) -> Path:
+        folder = self._settings.state / "catalogue"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return folder
+
+    def _ask(self, command: Sequence[str], question: str, folder: Path, attachments: Path | None) -> Any:
+        env = head_env(folder, attachments)
+        paths = [env.get("PYTHONPATH", ""), *(str(path) for path in self._settings.service.workflows_path)]
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        argv = [sys.executable, "-P", "-m", "bbpwf.workflow.catalogue", *command]
+        with self._slots:
+            code, out, err = _contained(argv, question.encode(), env, folder)
+        try:
+            answer = json.loads(out)
+        except ValueError:
+            answer = None
+        if isinstance(answer, dict) and "error" in answer:
+            raise _error(answer["error"])
+        if code != 0 or answer is None:
+            last = err.decode(errors="replace").strip()[-2000:]
+            raise InvalidInput(f"the task could not be looked at (code {code}): {last or 'it said nothing'}")
+        return answer
+
+
+_WHAT_COUNTS = {"workflow_url", "workflow_params", "workflow_engine_parameters", "attachments"}
+
+
+def _error(body: Any) -> BbpwfError:
+    """The error that the process reports, if it is one that a caller can mend."""
+    kind = getattr(errors, str(body.get("type", "")), InvalidInput)
+    if not (isinstance(kind, type) and issubclass(kind, InvalidInput)):
+        kind = InvalidInput
+    return kind(str(body.get("message", "the launch makes no sense")), hint=str(body.get("hint", "")))
+
+
+def _contained(argv: Sequence[str], question: bytes, env: dict[str, str], folder: Path) -> tuple[int, bytes, bytes]:
+    """Run a process of user code with limits; its exit code, and what it wrote to stdout and stderr.
+
+    Raises:
+        InvalidInput: it did not end in time.
+    """
+    with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        asked.write(question)
+        asked.seek(0)
+        process = subprocess.Popen(
+            argv, env=env, cwd=folder, stdin=asked, stdout=out, stderr=err, start_new_session=True
+        )
+        try:
+            for limit, most in _LIMITS.items():
+                resource.prlimit(process.pid, limit, (most, most))
+            code = process.wait(ASK_LIMIT_S)
+        except ProcessLookupError:
+            code = process.wait()
+        except subprocess.TimeoutExpired:
+            raise InvalidInput(
+                f"looking at the task took longer than {ASK_LIMIT_S:.0f} s",
+                hint="Modules must not wait or compute when they are imported.",
+            ) from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # whatever it started goes with it
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        out.seek(0)
+        err.seek(0)
+        return code, out.read(ASK_OUTPUT), err.read(ASK_OUTPUT)
+
+
+_LIMITS = {
+    resource.RLIMIT_CPU: int(ASK_LIMIT_S),
+    resource.RLIMIT_AS: 4 * 1024 * 1024 * 1024,
+    resource.RLIMIT_FSIZE: 2 * ASK_OUTPUT,
+    resource.RLIMIT_CORE: 0,
+}

@@ -1,0 +1,124 @@
+"""Accepting a launch, whichever way it came: checked in full before there is a run, durable when the answer is sent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, BinaryIO
+
+from bbpwf.cluster.runs import RunRecord, RunRequest, RunStore
+from bbpwf.errors import Conflict, InvalidInput
+from bbpwf.states import RunState
+from service.access import Caller
+from service.catalogue import Catalogue
+from service.heads import workers_of
+from service.supervisor import Supervisor
+from service.uploads import Uploads
+
+ENGINE_PARAMETERS = frozenset({"config", "workers"})
+"""What may be said in ``workflow_engine_parameters``: an attached Luigi ``.cfg``; plain tasks at once."""
+
+_MODULE = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*"
+_URL = re.compile(rf"({_MODULE})[:.]([A-Za-z_][A-Za-z0-9_]*)\Z")
+_FILE = re.compile(r"((?:[A-Za-z_][A-Za-z0-9_]*/)*[A-Za-z_][A-Za-z0-9_]*)\.py(?::([A-Za-z_][A-Za-z0-9_]*))?\Z")
+_LONGEST_KEY = 200
+
+
+def workflow_url(text: str) -> str:
+    """``module:Task`` for any way to write it: ``module:Task``, ``module.Task``, ``folder/module.py:Task``.
+
+    Raises:
+        InvalidInput: it names no module and task.
+    """
+    file = _FILE.match(text)
+    if file and file[2]:
+        return f"{file[1].replace('/', '.')}:{file[2]}"
+    if file:
+        raise InvalidInput(f"workflow_url {text!r} names a module but no task", hint="Write '<module>.py:<Task>'.")
+    url = _URL.match(text)
+    if url is None:
+        raise InvalidInput(f"workflow_url {text[:200]!r} is not '<module>:<Task>'")
+    return f"{url[1]}:{url[2]}"
+
+
+class Launches:
+    """Everything between a parsed form and a queued run. Calls block: use a worker thread."""
+
+    def __init__(self, store: RunStore, uploads: Uploads, catalogue: Catalogue, supervisor: Supervisor) -> None:
+        self._store = store
+        self._uploads = uploads
+        self._catalogue = catalogue
+        self._supervisor = supervisor
+
+    def accept(
+        self,
+        url: str,
+        files: Iterable[tuple[str, BinaryIO]],
+        caller: Caller,
+        *,
+        idempotency_key: str = "",
+        params: dict[str, Any] | None = None,
+        engine_parameters: dict[str, str] | None = None,
+        **wes: Any,
+    ) -> RunRecord:
+        """The queued run; or the one that this caller already launched with this key.
+
+        Args:
+            url: names the task, see :func:`workflow_url`.
+            files: attachments, by the names they were sent under.
+            caller: becomes the owner.
+            idempotency_key: makes a repetition of the same launch answer the same run.
+            params: the task's parameters.
+            engine_parameters: see :data:`ENGINE_PARAMETERS`.
+            wes: further fields of :class:`bbpwf.cluster.runs.RunRequest`.
+
+        Raises:
+            InvalidInput: whatever is wrong with it, by name.
+            Conflict: the key was used for another launch.
+        """
+        if len(idempotency_key) > _LONGEST_KEY or not idempotency_key.isprintable():
+            raise InvalidInput(f"an Idempotency-Key is at most {_LONGEST_KEY} printable characters")
+        engine = engine_parameters or {}
+        if unknown := engine.keys() - ENGINE_PARAMETERS:
+            raise InvalidInput(
+                f"workflow_engine_parameters has no {', '.join(sorted(unknown))[:200]}",
+                hint=f"There are: {', '.join(sorted(ENGINE_PARAMETERS))}.",
+            )
+        workers_of(engine)
+        attachments = self._uploads.keep(files)
+        config = engine.get("config")
+        if config and config not in {each.name for each in attachments}:
+            raise InvalidInput(f"the config {config[:200]!r} is not among the attachments")
+        request = RunRequest(
+            workflow_url=workflow_url(url),
+            workflow_params=params or {},
+            workflow_engine_parameters=engine,
+            attachments=tuple(str(each) for each in attachments),
+            **wes,
+        )
+        self._catalogue.validate(request)
+        run = self._store.create(request, caller.owner, idempotency_key)
+        self._supervisor.launched(run.run_id, caller.token)
+        return run
+
+    def cancel(self, run_id: str, caller: Caller) -> RunRecord:
+        """Have the run canceled; one that ended stays as it is. Raises NotFound."""
+        reason = f"canceled by {caller.username}"
+        for _ in range(5):
+            run = self._store.get(run_id)
+            if run.state.terminal or run.state is RunState.CANCELING:
+                return run
+            at_once = run.state in {RunState.QUEUED, RunState.INITIALIZING} and run.incarnation == 1
+            try:
+                run = self._store.move(run_id, RunState.CANCELED if at_once else RunState.CANCELING, reason)
+            except Conflict:  # the supervisor moved it between our look and our word
+                continue
+            self._supervisor.changed(run_id)
+            return run
+        raise Conflict(f"run {run_id} keeps changing", hint="Try again.")
+
+    def resume(self, run_id: str, caller: Caller) -> RunRecord:
+        """Queue a run that did not complete again. Raises NotFound, Conflict."""
+        run = self._store.resume(run_id)
+        self._supervisor.launched(run_id, caller.token)
+        return run

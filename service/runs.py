@@ -1,0 +1,172 @@
+"""``/runs/…`` and ``/cluster``: what WES has no words for. Reasons, resuming, logs while they grow, events."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+from fastapi import APIRouter, Depends, Header, Query, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
+
+from bbpwf.cluster.control import AgentControl
+from bbpwf.cluster.runs import MAX_PAGE, RunRecord, RunStore, TaskRecord
+from bbpwf.errors import InvalidInput, NotFound
+from bbpwf.redact import Redactor
+from service.access import Caller, caller
+from service.launches import Launches
+
+LOG_PIECE = 1024 * 1024
+"""Most bytes of a log in one answer; the next offset says where to go on."""
+EVENT_EVERY_S = 1.0
+KEEPALIVE_EVERY = 15
+"""A comment is sent after so many looks without news, so that proxies keep the stream open."""
+_RANGE = re.compile(r"bytes=(\d+)-(\d*)\Z")
+
+
+def run_view(run: RunRecord) -> dict[str, Any]:
+    """A run as this API shows it; times are Unix seconds."""
+    body = run.model_dump(mode="json", exclude={"request"})
+    asked = run.request
+    return body | {"task": asked.workflow_url, "params": asked.workflow_params, "tags": run.tags}
+
+
+def task_view(task: TaskRecord) -> dict[str, Any]:
+    """A task as this API shows it."""
+    return task.model_dump(mode="json", exclude={"job_key", "command"})
+
+
+def router(store: RunStore, launches: Launches, control: AgentControl, redactor: Redactor, folders: Path) -> APIRouter:
+    """The routes. ``folders`` is where runs have theirs on this machine."""
+    routes = APIRouter(tags=["runs"])
+
+    @routes.get("/runs/{run_id}")
+    def show(run_id: str) -> dict[str, Any]:
+        """A run, with its reason and its outcome."""
+        return run_view(store.get(run_id))
+
+    @routes.post("/runs/{run_id}/resume")
+    def resume(run_id: str, who: Annotated[Caller, Depends(caller)]) -> dict[str, Any]:
+        """Queue a run that failed or was canceled again: what completed stays."""
+        return run_view(launches.resume(run_id, who))
+
+    @routes.get("/runs/{run_id}/tasks")
+    def tasks(
+        run_id: str, page_size: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100, page_token: str = ""
+    ) -> dict[str, Any]:
+        """The run's tasks with their states, each followed by its array's elements."""
+        page, following = store.tasks(run_id, limit=page_size, token=page_token)
+        return {"tasks": [task_view(task) for task in page], "next_page_token": following}
+
+    @routes.get("/runs/{run_id}/log")
+    def engine_log(
+        run_id: str,
+        offset: Annotated[int | None, Query(ge=0)] = None,
+        range_header: Annotated[str, Header(alias="Range")] = "",
+    ) -> Response:
+        """The log of the run's head: what the engine itself says."""
+        store.get(run_id)
+        start, limit = _window(offset, range_header)
+        piece = _piece(folders / run_id / "head.log", start, limit)
+        return _log_answer(piece, start, partial=bool(range_header), redactor=redactor)
+
+    @routes.get("/runs/{run_id}/tasks/{task_id}/logs")
+    def task_log(
+        run_id: str,
+        task_id: str,
+        offset: Annotated[int | None, Query(ge=0)] = None,
+        range_header: Annotated[str, Header(alias="Range")] = "",
+    ) -> Response:
+        """A job's log, also while it runs: at most 1 MiB from ``offset``; ``X-Next-Offset`` is where to go on."""
+        task = store.task(run_id, task_id)
+        if not task.job_key:
+            raise NotFound(f"task {task_id!r} has no job of its own, and so no log")
+        start, limit = _window(offset, range_header)
+        try:
+            piece = control.read_log(run_id, task.job_key, start, limit)
+        except NotFound:
+            if task.started_at is not None:
+                raise
+            piece = b""  # it has not begun
+        return _log_answer(piece, start, partial=bool(range_header), redactor=redactor)
+
+    @routes.get("/runs/{run_id}/events")
+    async def events(
+        run_id: str, request: Request, last_event_id: Annotated[str, Header(alias="Last-Event-ID")] = ""
+    ) -> Response:
+        """Server-sent events: ``run`` when its state or reason changes, ``job`` when a job does, until the run ends."""
+        await run_in_threadpool(store.get, run_id)
+        stream = _events(store, run_id, request, _seen(last_event_id))
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+    @routes.get("/cluster")
+    def cluster() -> dict[str, Any]:
+        """The project's cluster as the agent knows it now; asking starts nothing."""
+        return control.cluster().model_dump(mode="json")
+
+    return routes
+
+
+def _window(offset: int | None, range_header: str) -> tuple[int, int]:
+    if not range_header:
+        return offset or 0, LOG_PIECE
+    match = _RANGE.match(range_header.replace(" ", ""))
+    if match is None or (match[2] and int(match[2]) < int(match[1])) or len(range_header) > 64:
+        raise InvalidInput(f"the range {range_header[:40]!r} is not 'bytes=<first>-<last>' or 'bytes=<first>-'")
+    start = int(match[1])
+    return start, min(LOG_PIECE, int(match[2]) - start + 1) if match[2] else LOG_PIECE
+
+
+def _piece(path: Path, start: int, limit: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(limit)
+    except FileNotFoundError:
+        return b""
+
+
+def _log_answer(piece: bytes, start: int, *, partial: bool, redactor: Redactor) -> Response:
+    following = start + len(piece)
+    headers = {"X-Next-Offset": str(following), "Cache-Control": "no-store"}
+    if partial and piece:
+        headers["Content-Range"] = f"bytes {start}-{following - 1}/*"
+    text = redactor.mask(piece.decode(errors="replace"))
+    status = 206 if partial and piece else 200
+    return Response(text, status, headers, media_type="text/plain; charset=utf-8")
+
+
+def _seen(last_event_id: str) -> int:
+    return int(last_event_id) if last_event_id.isdigit() and len(last_event_id) < 19 else 0
+
+
+async def _events(store: RunStore, run_id: str, request: Request, seen: int) -> AsyncIterator[str]:
+    """Events from version ``seen`` of the run's jobs on. The run's own state is always told first."""
+    told: tuple[str, str] | None = None
+    quiet = 0
+    while not await request.is_disconnected():
+        run = await run_in_threadpool(store.get, run_id)  # before the jobs: its end comes after theirs
+        changed = [job for job in await run_in_threadpool(store.jobs, run_id) if job.version > seen]
+        for job in sorted(changed, key=lambda each: each.version):
+            seen = job.version
+            yield _event("job", seen, job.model_dump(mode="json", exclude={"key", "stdout"}))
+        now = (run.state.value, run.reason)
+        if now != told:
+            told = now
+            yield _event("run", seen, run_view(run))
+        elif not changed:
+            quiet += 1
+            if quiet % KEEPALIVE_EVERY == 0:
+                yield ": still here\n\n"
+        if run.state.terminal:
+            return
+        await anyio.sleep(EVENT_EVERY_S)
+
+
+def _event(kind: str, version: int, body: dict[str, Any]) -> str:
+    return f"id: {version}\nevent: {kind}\ndata: {json.dumps(body)}\n\n"
