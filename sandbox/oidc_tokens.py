@@ -325,7 +325,7 @@ class Realm:
         claims = self.keys.verified(token)
         if claims is None or claims.get("typ") != "Bearer" or claims["exp"] <= self.clock.now():
             return None
-        session = self.session(claims["sid"])
+        session = self.session(str(claims.get("sid", "")))
         return (claims, session) if session else None
 
     def _grant(

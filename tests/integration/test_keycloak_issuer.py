@@ -433,6 +433,13 @@ def test_a_token_without_openid_is_told_from_an_invalid_one(issuer: Issuer, veri
         verifier.verify(ended)
 
 
+def test_userinfo_of_somebody_else_is_not_believed(issuer: Issuer, verifier: TokenVerifier) -> None:
+    payload = issuer.token("ada").split(".")[1]
+    session = json.loads(base64.urlsafe_b64decode(payload + "=="))["sid"]
+    with pytest.raises(NotAuthenticated, match="somebody else"):
+        verifier.verify(issuer.forge(groups=None, sid=session))
+
+
 def test_unknown_groups_are_not_no_groups(issuer: Issuer, verifier: TokenVerifier) -> None:
     issuer.faults(groups_in_userinfo_only=True)
     verifier.verify(issuer.token())
