@@ -172,6 +172,9 @@ class LocalBackend:
         self._stopping.set()
         self._something.set()
         self._thread.join(5.0)
+        for running in self._running.values():
+            if running.process is not None and running.process.poll() is None:
+                running.process.returncode = 0  # let go on purpose: Popen would warn that it still runs
 
     def _loop(self) -> None:
         while not self._stopping.is_set():
@@ -184,7 +187,7 @@ class LocalBackend:
     def _reap(self) -> None:
         now = time.monotonic()
         for place, running in list(self._running.items()):
-            gone = running.process.poll() is not None if running.process else not Path(f"/proc/{running.pid}").exists()
+            gone = running.process.poll() is not None if running.process else not _started(running.pid)
             if gone:
                 del self._running[place]
                 failed = None if any(running.element.folder.glob(f"exit.{place[1]}.*")) else JobState.FAILED
@@ -233,11 +236,12 @@ def _entry(element: _Element, scheduler_id: str, state: JobState, reason: str = 
 
 
 def _started(pid: int) -> str:
-    """When a process started, in clock ticks since boot (proc(5), field 22); empty if it is gone."""
+    """When a process started, in clock ticks since boot (proc(5), field 22); empty if it has ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
+    return "" if fields[0] == "Z" else fields[19]
 
 
 def _alive(note: Path) -> int | None:

@@ -34,65 +34,70 @@ _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
 class AgentServer:
-    """Serves one agent. Raises Conflict when another process already serves this state folder."""
+    """Takes the state folder at once; answers for an agent from :meth:`start` on.
 
-    def __init__(self, agent: Agent, state: Path, redactor: Redactor, *, head_uid: int | None = None) -> None:
-        self._agent = agent
+    Raises:
+        Conflict: another process already serves this state folder.
+    """
+
+    def __init__(self, state: Path, redactor: Redactor, *, head_uid: int | None = None) -> None:
         self._state = state
         self._redactor = redactor
         self._head_uid = head_uid
         self._open: dict[str, tuple[int, Server]] = {}
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = lock_state(state)
+        self._control: Server | None = None
+
+    def start(self, agent: Agent) -> None:
+        """Answer from now on."""
         self._control = Server(
-            state / "agent.sock",
+            self._state / "agent.sock",
             {
                 "ping": lambda: "pong",
                 "ensure_cluster": lambda: agent.cluster().ensure(),
                 "cluster": lambda: agent.cluster().info(),
-                "open_run": self._open_run,
-                "close_run": self._close_run,
+                "open_run": lambda run_id, incarnation, token: self._open_run(agent, run_id, incarnation, token),
+                "close_run": lambda run_id: self._close_run(agent, run_id),
                 "cancel_run": agent.cancel_run,
                 "live_jobs": lambda run_id: agent.ledger.live_count(run_id=run_id),
                 "read_log": agent.read_log,
             },
-            redactor,
+            self._redactor,
         )
-
-    def start(self) -> None:
-        """Answer from now on."""
         self._control.start()
 
     def stop(self) -> None:
         """Answer no more."""
-        self._control.stop()
+        if self._control is not None:
+            self._control.stop()
         for _, server in self._open.values():
             server.stop()
         self._open.clear()
         os.close(self._lock)
 
-    def _open_run(self, run_id: str, incarnation: int, token: str) -> str:
+    def _open_run(self, agent: Agent, run_id: str, incarnation: int, token: str) -> str:
         if not _RUN_ID.match(run_id):
             raise InvalidInput(f"{run_id[:80]!r} is not a run id")
         if token:
-            self._agent.tokens.put(run_id, SecretStr(token))
+            agent.tokens.put(run_id, SecretStr(token))
         path = self._state / "runs" / run_id / "agent.sock"
         present = self._open.get(run_id)
         if present is not None:
             if present[0] == incarnation and path.exists():
                 return str(path)
             present[1].stop()
-        bound = self._agent.for_run(run_id, incarnation)
+        bound = agent.for_run(run_id, incarnation)
         server = Server(path, run_methods(bound), self._redactor, uid=self._head_uid)
         server.start()
         self._open[run_id] = (incarnation, server)
         return str(path)
 
-    def _close_run(self, run_id: str) -> None:
+    def _close_run(self, agent: Agent, run_id: str) -> None:
         present = self._open.pop(run_id, None)
         if present is not None:
             present[1].stop()
-        self._agent.tokens.forget(run_id)
+        agent.tokens.forget(run_id)
 
 
 def run_methods(bound: BoundAgent) -> Mapping[str, Callable[..., Any]]:

@@ -5,6 +5,8 @@ They live in memory only, and are registered to be masked in every log.
 
 from __future__ import annotations
 
+import base64
+import json
 import threading
 from collections.abc import Callable
 
@@ -24,17 +26,9 @@ ServiceLogin = Callable[[], tuple[SecretStr, float]]
 class Tokens:
     """Tokens by run. Thread-safe."""
 
-    def __init__(
-        self,
-        clock: Clock,
-        redactor: Redactor,
-        *,
-        expiry: Callable[[SecretStr], float],
-        service_login: ServiceLogin | None,
-    ) -> None:
+    def __init__(self, clock: Clock, redactor: Redactor, *, service_login: ServiceLogin | None = None) -> None:
         self._clock = clock
         self._redactor = redactor
-        self._expiry = expiry
         self._service_login = service_login
         self._guard = threading.Lock()
         self._users: dict[str, tuple[SecretStr, float]] = {}
@@ -43,7 +37,7 @@ class Tokens:
     def put(self, run_id: str, token: SecretStr) -> None:
         """Keep the token that a run was launched (or resumed) with."""
         self._redactor.add(token.get_secret_value())
-        expires = self._expiry(token)
+        expires = expiry(token)
         with self._guard:
             self._users[run_id] = (token, expires)
 
@@ -76,3 +70,16 @@ class Tokens:
         with self._guard:
             self._service = (token, expires)
         return token
+
+
+def expiry(token: SecretStr) -> float:
+    """When an access token expires, in Unix seconds, as it says itself: whoever hands it over has verified it.
+
+    A token that is not a JWT with a number in ``exp`` counts as expired.
+    """
+    parts = token.get_secret_value().split(".")
+    try:
+        payload = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        return float(payload["exp"])
+    except (IndexError, ValueError, KeyError, TypeError):
+        return 0.0

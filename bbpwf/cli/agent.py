@@ -1,0 +1,51 @@
+"""``bbpwf agent``: the cluster agent as a process of its own. Started by ``bbpwf serve``, not by people."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+
+from bbpwf import log
+from bbpwf.cli.wiring import build_agent
+from bbpwf.clock import SystemClock
+from bbpwf.cluster.server import AgentServer
+from bbpwf.redact import Redactor
+from bbpwf.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+
+def serve(settings: Settings, *, until_stdin_closes: bool) -> None:
+    """Serve the state folder's sockets until SIGTERM, SIGINT, or (if asked) the end of stdin.
+
+    Raises:
+        Conflict: another agent serves this state folder.
+        LedgerError: the database cannot be used.
+    """
+    redactor = Redactor()
+    log.configure(redactor, level=settings.log_level, as_json=settings.log_json)
+    for secret in (settings.oidc.client_secret,):
+        if secret is not None:
+            redactor.add(secret.get_secret_value())
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    if until_stdin_closes:
+        threading.Thread(target=_watch_stdin, args=(ended,), daemon=True).start()
+    server = AgentServer(settings.state, redactor)
+    agent = build_agent(settings, SystemClock(), redactor)
+    server.start(agent)
+    agent.start()
+    _log.info("the agent serves %s", settings.state)
+    ended.wait()
+    server.stop()
+    agent.stop()
+
+
+def _watch_stdin(ended: threading.Event) -> None:
+    """Whoever started the agent holds the other end of its stdin; when it is gone, so are we."""
+    while sys.stdin.buffer.read(4096):
+        pass
+    ended.set()
