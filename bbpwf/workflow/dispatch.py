@@ -122,11 +122,6 @@ class Dispatcher:
             self._waiting_since = time.monotonic()
         self._waiting.append((process, plan.jobs))
         self._link(process)
-        if (
-            sum(len(each) for _, each in self._waiting) >= SUBMIT_BATCH
-            or time.monotonic() - self._waiting_since > SUBMIT_AFTER
-        ):
-            self.submit()
 
     def abandon(self, process: JobProcess) -> None:
         """Cancel a task's jobs that have not ended."""
@@ -137,10 +132,14 @@ class Dispatcher:
 
     # -- the loop
 
-    def pump(self) -> None:
-        """Do everything that can be done without waiting."""
+    def pump(self, *, idle: bool = True) -> None:
+        """Do everything that can be done without waiting.
+
+        Jobs wait a moment for others to be submitted with, unless the worker is ``idle``: then there are no others.
+        """
         self.interrupt()
-        self.submit()
+        if idle or (self._waiting and self._is_time_to_submit()):
+            self.submit()
         self._take_in(self._watcher.take())
         self._check_outputs()
         self._show_progress()
@@ -149,6 +148,10 @@ class Dispatcher:
     def next_due(self) -> float | None:
         """Seconds until :meth:`pump` has something to do even if nobody rings."""
         return max(0.0, self._check_at - time.monotonic()) if self._checking else None
+
+    def _is_time_to_submit(self) -> bool:
+        jobs = sum(len(specs) for _, specs in self._waiting)
+        return jobs >= SUBMIT_BATCH or time.monotonic() - self._waiting_since > SUBMIT_AFTER
 
     def submit(self) -> None:
         """Hand all waiting jobs to the agent: as many in one call as is reasonable."""
