@@ -15,10 +15,16 @@ cd "$(dirname "$0")/.."
 say() { printf 'set-up: %-9s %s\n' "$1" "$2" >&2; }
 
 # command or folder that shows that a package is there, and the package
-cluster_packages=(slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge sshd:openssh-server ssh:openssh-client)
+cluster_packages=(slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge sshd:openssh-server ssh:openssh-client
+    libnss_wrapper.so:libnss-wrapper)
 browser_packages=(chromium:chromium chromedriver:chromium-driver)
 
-have() { PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" command -v "$1" >/dev/null; }
+have() {
+    case $1 in
+        *.so) compgen -G "/usr/lib/*/$1" >/dev/null || compgen -G "/usr/lib*/$1" >/dev/null ;;
+        *) PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" command -v "$1" >/dev/null ;;
+    esac
+}
 
 # lacking COMMAND:PACKAGE... prints the packages whose command is absent
 lacking() {
