@@ -117,6 +117,18 @@ Subsystem sftp internal-sftp
     )
 
 
+def connections(listener: int) -> list[int]:
+    """Process ids that serve the open connections of the sshd with process id ``listener``.
+
+    Each is a session of its own, which outlives the listener: ending it cuts the connection.
+    """
+    children = Path(f"/proc/{listener}/task/{listener}/children")
+    try:
+        return [int(pid) for pid in children.read_text().split()]
+    except OSError:
+        return []
+
+
 def write_profile(home: Path, *, first_on_path: Path, env: Mapping[str, str]) -> None:
     """Make ``home`` with a ``.bash_profile`` for login shells: PATH with ``first_on_path`` leading, and ``env``."""
     home.mkdir(parents=True, exist_ok=True)
