@@ -41,7 +41,7 @@ def call(
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda e: isinstance(e, BbpwfError) and e.retryable),
         stop=tenacity.stop_after_attempt(attempts),
-        wait=tenacity.wait_exponential_jitter(initial=first_wait, max=longest_wait, jitter=first_wait),
+        wait=tenacity.wait_exponential_jitter(multiplier=first_wait, max=longest_wait, jitter=first_wait),
         sleep=clock.sleep,
         before_sleep=note,
         reraise=True,
