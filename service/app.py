@@ -32,10 +32,13 @@ from service.daemons import agent_daemon, scheduler_daemon
 from service.heads import RunFolder
 from service.launches import Launches
 from service.ports import free_port
-from service.supervisor import Supervisor, Surroundings
+from service.supervisor import Supervisor
+from service.underway import Surroundings
 from service.uploads import Uploads
 
 UPLOADS_KEPT_S = 24 * 3600.0
+CLUSTER_SLACK_S = 600.0
+"""The agent gives up on a cluster by itself; a run that still waits this much later is ended all the same."""
 
 
 @dataclass
@@ -152,6 +155,7 @@ def _build(
             clock=clock,
             max_runs=settings.service.max_runs,
             scheduler_url=scheduler_url,
+            cluster_limit_s=settings.provisioner.deadline_s + CLUSTER_SLACK_S,
             public_url=settings.service.public_url,
         )
     )

@@ -14,84 +14,34 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from pydantic import SecretStr
 
-from bbpwf.clock import Clock
-from bbpwf.cluster.control import AgentControl
 from bbpwf.cluster.jobs import ClusterInfo
-from bbpwf.cluster.runs import RunRecord, RunStore
+from bbpwf.cluster.runs import RunRecord
 from bbpwf.errors import BbpwfError, Conflict, InvalidInput
-from bbpwf.redact import Redactor
 from bbpwf.states import RunState
-from service.children import Child
-from service.daemons import LONGEST_BACKOFF_S, PREDECESSOR_GRACE_S, Daemon, end_holders, tail
-from service.heads import RunFolder
+from service.daemons import LONGEST_BACKOFF_S, PREDECESSOR_GRACE_S, end_holders, tail
+from service.underway import (
+    AGENT_LIMIT_S,
+    CANCEL_GRACE_S,
+    CANCEL_LIMIT_S,
+    CLUSTER_POLL_S,
+    CONNECT_LIMIT_S,
+    DEFECTS,
+    FRESH_STARTS,
+    HEAD_BACKOFF_S,
+    HEAD_RESTARTS,
+    HEAD_STEADY_S,
+    IDLE_TICK_S,
+    OUTCOME_GRACE_S,
+    START_AGAIN,
+    TICK_S,
+    Surroundings,
+    Watched,
+)
 
 _log = logging.getLogger(__name__)
-
-TICK_S = 0.2
-IDLE_TICK_S = 2.0
-HEAD_RESTARTS = 3
-"""A head that ends without an outcome is started again this often; then the run ends as SYSTEM_ERROR."""
-START_AGAIN = 4
-"""A head's exit code when it lost the agent or the scheduler and wants to be started anew."""
-FRESH_STARTS = 20
-"""How often a head may ask for that in a row."""
-HEAD_BACKOFF_S = 1.0
-HEAD_STEADY_S = 600.0
-"""A head that lasted this long has its earlier ends forgiven."""
-CANCEL_GRACE_S = 60.0
-"""How long a head may take to cancel its jobs before it is killed and the agent asked to."""
-CANCEL_LIMIT_S = 600.0
-"""How long jobs may take to be gone before a cancel is given up as failed."""
-OUTCOME_GRACE_S = 30.0
-"""How long a head may live on after it wrote its outcome."""
-CLUSTER_POLL_S = 0.5
-AGENT_LIMIT_S = 900.0
-"""A run that no agent could be asked about for this long ends as SYSTEM_ERROR."""
-DEFECTS = 5
-"""So many defects of ours in a row while moving a run end it as SYSTEM_ERROR."""
-
-
-@dataclass
-class _Watched:
-    """What this process knows of a run that is under way, beyond the database."""
-
-    run_id: str
-    folder: RunFolder
-    token: SecretStr | None = None
-    head: Child | None = None
-    head_since: float = 0.0
-    restarts: int = 0
-    started_again: int = 0
-    not_before: float = 0.0
-    blocked_since: float | None = None
-    outcome_since: float | None = None
-    cancel_since: float | None = None
-    jobs_told: bool = False
-    no_agent_since: float | None = None
-    agent_generation: int = 0
-    defects: int = 0
-
-
-@dataclass
-class Surroundings:
-    """Everything the supervisor works with."""
-
-    store: RunStore
-    control: AgentControl
-    agent: Daemon
-    scheduler: Daemon
-    folder_of: Callable[[str], RunFolder]
-    redactor: Redactor
-    clock: Clock
-    max_runs: int
-    scheduler_url: str
-    public_url: str = ""
-    closing: Callable[[], None] = field(default=lambda: None)
 
 
 class Supervisor:
@@ -104,9 +54,9 @@ class Supervisor:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._waiting: dict[str, SecretStr | None] = {}
-        self._active: dict[str, _Watched] = {}
+        self._active: dict[str, Watched] = {}
         self._cluster: ClusterInfo | None = None
-        self._cluster_asked = float("-inf")
+        self._cluster_seen = float("-inf")
         self._thread = threading.Thread(target=self._loop, name="supervisor", daemon=True)
 
     def start(self) -> None:
@@ -174,7 +124,7 @@ class Supervisor:
                 _log.exception("run %s could not be moved on", watched.run_id, extra={"run_id": watched.run_id})
                 self._count_defect(watched, f"{type(error).__name__} in the service; its log has the details")
 
-    def _count_defect(self, watched: _Watched, what: str) -> None:
+    def _count_defect(self, watched: Watched, what: str) -> None:
         watched.defects += 1
         if watched.defects < DEFECTS:
             return
@@ -194,9 +144,9 @@ class Supervisor:
                 return
             del self._waiting[run_id]
             if not self._store.get(run_id).state.terminal:
-                self._active[run_id] = _Watched(run_id, self._around.folder_of(run_id), token)
+                self._active[run_id] = Watched(run_id, self._around.folder_of(run_id), token)
 
-    def _advance(self, watched: _Watched, *, ready: bool) -> None:
+    def _advance(self, watched: Watched, *, ready: bool) -> None:
         run = self._store.get(watched.run_id)
         if run.state.terminal:  # ended by a request while it had no head
             self._forget(watched)
@@ -214,7 +164,7 @@ class Supervisor:
             elif run.state is RunState.RUNNING:
                 self._run(watched, run, ready=ready)
 
-    def _no_agent(self, watched: _Watched, run: RunRecord) -> None:
+    def _no_agent(self, watched: Watched, run: RunRecord) -> None:
         now = self._around.clock.monotonic()
         if watched.no_agent_since is None:
             watched.no_agent_since = now
@@ -224,40 +174,61 @@ class Supervisor:
         elif now - watched.no_agent_since > 5.0 and problem and run.reason != problem:
             self._store.move(run.run_id, run.state, problem)
 
-    def _initialize(self, watched: _Watched, run: RunRecord) -> None:
-        cluster = self._ask_cluster()
+    def _initialize(self, watched: Watched, run: RunRecord) -> None:
+        cluster = self._ask_cluster(watched)
         if cluster.state == "failed":
             self._finish(watched, RunState.SYSTEM_ERROR, f"the project's cluster cannot be used: {cluster.reason}")
-            return
-        if cluster.state != "ready":
-            reason = f"the project's cluster is {cluster.state}" + (f": {cluster.reason}" if cluster.reason else "")
-            if run.reason != reason:
-                self._store.move(run.run_id, RunState.INITIALIZING, reason)
-            return
-        try:
-            self._prepare(watched, run)
-        except InvalidInput as error:
-            self._finish(watched, RunState.SYSTEM_ERROR, str(error))
-            return
-        self._store.move(run.run_id, RunState.RUNNING)
-        self._start_head(watched, run)
+        elif cluster.state != "ready":
+            self._wait_for_cluster(watched, run, cluster)
+        else:
+            try:
+                self._prepare(watched, run)
+            except InvalidInput as error:
+                self._finish(watched, RunState.SYSTEM_ERROR, str(error))
+                return
+            self._store.move(run.run_id, RunState.RUNNING)
+            self._start_head(watched, run)
 
-    def _ask_cluster(self) -> ClusterInfo:
+    def _ask_cluster(self, watched: Watched) -> ClusterInfo:
+        """The cluster's state. Each run asks for it once: one that failed is tried again for the next run."""
         now = self._around.clock.monotonic()
-        if self._cluster is None or now - self._cluster_asked >= CLUSTER_POLL_S:
+        if not watched.asked_for_cluster:
             self._cluster = self._around.control.ensure_cluster()
-            self._cluster_asked = now
+            watched.asked_for_cluster = True
+        elif self._cluster is None or now - self._cluster_seen >= CLUSTER_POLL_S:
+            self._cluster = self._around.control.cluster()
+        else:
+            return self._cluster
+        self._cluster_seen = now
+        if self._cluster.state == "none":  # the agent was started anew meanwhile
+            watched.asked_for_cluster = False
         return self._cluster
 
-    def _prepare(self, watched: _Watched, run: RunRecord) -> None:
+    def _wait_for_cluster(self, watched: Watched, run: RunRecord, cluster: ClusterInfo) -> None:
+        now = self._around.clock.monotonic()
+        reason = f"the project's cluster is {cluster.state}" + (f": {cluster.reason}" if cluster.reason else "")
+        watched.cluster_since = watched.cluster_since or now
+        if cluster.state != "connecting":
+            watched.connecting_since = None
+        else:
+            watched.connecting_since = watched.connecting_since or now
+        unreachable = watched.connecting_since is not None and now - watched.connecting_since > CONNECT_LIMIT_S
+        if unreachable or now - watched.cluster_since > self._around.cluster_limit_s:
+            self._finish(
+                watched, RunState.SYSTEM_ERROR, f"{reason}; given up after {now - watched.cluster_since:.0f} s"
+            )
+        elif run.reason != reason:
+            self._store.move(run.run_id, RunState.INITIALIZING, reason)
+
+    def _prepare(self, watched: Watched, run: RunRecord) -> None:
         watched.folder.prepare(run, scheduler_url=self._around.scheduler_url, public_url=self._around.public_url)
 
-    def _open(self, watched: _Watched, run: RunRecord) -> None:
+    def _open(self, watched: Watched, run: RunRecord) -> None:
         generation = self._around.agent.generation
         self._around.control.open_run(run.run_id, run.incarnation, watched.token)
         watched.agent_generation = generation
 
-    def _run(self, watched: _Watched, run: RunRecord, *, ready: bool) -> None:
+    def _run(self, watched: Watched, run: RunRecord, *, ready: bool) -> None:
         if ready and watched.head is not None and watched.agent_generation != self._around.agent.generation:
             self._open(watched, run)  # the agent was started anew and knows no runs
         outcome = watched.folder.outcome()
@@ -275,7 +246,7 @@ class Supervisor:
         elif now >= watched.not_before:
             self._start_head(watched, run)
 
-    def _start_head(self, watched: _Watched, run: RunRecord) -> None:
+    def _start_head(self, watched: Watched, run: RunRecord) -> None:
         now = self._around.clock.monotonic()
         self._open(watched, run)
         try:
@@ -293,7 +264,7 @@ class Supervisor:
         watched.head_since = now
         watched.blocked_since = watched.outcome_since = None
 
-    def _head_died(self, watched: _Watched) -> None:
+    def _head_died(self, watched: Watched) -> None:
         now = self._around.clock.monotonic()
         code = watched.head.exit_code() if watched.head is not None else None
         watched.head = None
@@ -313,7 +284,7 @@ class Supervisor:
         _log.warning("%s: it is started again, for the %d. time", how, times, extra={"run_id": watched.run_id})
         self._store.move(watched.run_id, RunState.RUNNING, f"{how}; it is started again")
 
-    def _conclude(self, watched: _Watched, run: RunRecord) -> None:
+    def _conclude(self, watched: Watched, run: RunRecord) -> None:
         outcome = watched.folder.outcome()
         if outcome is None:
             return
@@ -324,7 +295,7 @@ class Supervisor:
             return
         self._finish(watched, state, outcome.reason, details)
 
-    def _cancel(self, watched: _Watched, run: RunRecord) -> None:
+    def _cancel(self, watched: Watched, run: RunRecord) -> None:
         now = self._around.clock.monotonic()
         if watched.cancel_since is None:
             watched.cancel_since = now
@@ -354,9 +325,7 @@ class Supervisor:
             reason = f"{left} jobs of the canceled run were not seen to end within {CANCEL_LIMIT_S:.0f} s"
             self._finish(watched, RunState.SYSTEM_ERROR, reason)
 
-    def _finish(
-        self, watched: _Watched, state: RunState, reason: str, outcome: dict[str, object] | None = None
-    ) -> None:
+    def _finish(self, watched: Watched, state: RunState, reason: str, outcome: dict[str, object] | None = None) -> None:
         if state is RunState.SYSTEM_ERROR and outcome is None and watched.agent_generation:
             try:  # nobody watches over its jobs any more
                 self._around.control.cancel_run(watched.run_id)
@@ -366,7 +335,7 @@ class Supervisor:
         _log.info("run %s is %s: %s", watched.run_id, state, reason, extra={"run_id": watched.run_id})
         self._forget(watched)
 
-    def _forget(self, watched: _Watched) -> None:
+    def _forget(self, watched: Watched) -> None:
         self._active.pop(watched.run_id, None)
         if watched.head is not None:
             watched.head.kill()
@@ -386,7 +355,6 @@ class Supervisor:
                 head.kill()
         self._around.scheduler.stop()
         self._around.agent.stop()
-        self._around.closing()
 
 
 def _how(code: int | None) -> str:
