@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bbpwf.workflow.context import current as current
     from bbpwf.workflow.parameters import EnvironmentParameters as EnvironmentParameters
     from bbpwf.workflow.parameters import ResourceParameters as ResourceParameters
+    from bbpwf.workflow.targets import NexusTarget as NexusTarget
     from bbpwf.workflow.targets import RemoteTarget as RemoteTarget
     from bbpwf.workflow.targets import existence as existence
     from bbpwf.workflow.targets import prefetched as prefetched
@@ -31,6 +32,7 @@ _HOMES = {
     "current": "context",
     "EnvironmentParameters": "parameters",
     "ResourceParameters": "parameters",
+    "NexusTarget": "targets",
     "RemoteTarget": "targets",
     "existence": "targets",
     "prefetched": "targets",

@@ -8,15 +8,23 @@ of its own after a fork.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
+from pydantic import SecretStr
+
+from bbpwf.clock import Clock, SystemClock
 from bbpwf.cluster.api import RunAgent
 from bbpwf.cluster.jobs import ClusterInfo
-from bbpwf.errors import Conflict, InvalidInput
+from bbpwf.errors import Conflict, InvalidConfig, InvalidInput
 from bbpwf.workflow.knowledge import JobTable
 from bbpwf.workflow.request import HeadRequest
+
+if TYPE_CHECKING:
+    from bbpwf.data.nexus import NexusClient
 
 
 @dataclass
@@ -26,7 +34,9 @@ class RunContext:
     agent: RunAgent
     request: HeadRequest
     jobs: JobTable = field(default_factory=JobTable)
+    clock: Clock = field(default_factory=SystemClock)
     _clusters: dict[str, ClusterInfo] = field(default_factory=dict, repr=False)
+    _nexus: tuple[int, NexusClient] | None = field(default=None, repr=False)
 
     @property
     def run_id(self) -> str:
@@ -56,6 +66,24 @@ class RunContext:
     def absolute(self, path: str, cluster: str = "default") -> str:
         """``path`` on the cluster, from the root; a relative one is taken from the run's folder."""
         return path if path.startswith("/") else str(self.folder(cluster) / path)
+
+    def nexus(self) -> NexusClient:
+        """The run's Nexus project, as its user; each process has a client of its own.
+
+        Raises:
+            InvalidConfig: the instance has no Nexus.
+        """
+        if self._nexus is None or self._nexus[0] != os.getpid():
+            from bbpwf.data.nexus import NexusClient
+            from bbpwf.settings import NexusSettings
+
+            given = self.request.nexus
+            if not given.url:
+                raise InvalidConfig("this instance has no Nexus", hint="Set BBPWF_NEXUS__URL, __ORG and __PROJECT.")
+            settings = NexusSettings.model_validate(given.model_dump())
+            client = NexusClient(settings, lambda: SecretStr(self.agent.access_token()), self.clock)
+            self._nexus = (os.getpid(), client)
+        return self._nexus[1]
 
 
 class _Holder:

@@ -92,7 +92,7 @@ def run_local(
     cancellation = cancellation or Cancellation()
     patient = PatientAgent(agent, clock, socket_path=socket_path)
     patient.interrupt = cancellation.check
-    context = RunContext(patient, request)
+    context = RunContext(patient, request, clock=clock)
     Register.clear_instance_cache()
     extend_path([request.attachments or "", *request.workflows_path])
     with luigi_config(request.config_file) as config, activated(context):

@@ -172,6 +172,36 @@ class _TextWriter(io.StringIO):
         self._target = None
 
 
+class NexusTarget(Target):
+    """A resource of the run's Nexus project; it exists unless it is unknown or deprecated.
+
+    Args:
+        id: the resource's id, an IRI.
+    """
+
+    def __init__(self, id: str) -> None:  # noqa: A002 it is called so in Nexus
+        if not id:
+            raise InvalidInput("a NexusTarget needs an id")
+        self.id = id
+
+    def exists(self) -> bool:
+        """Whether the resource is there. Raises NexusError when that cannot be told."""
+        found = current().nexus().fetch(self.id)
+        return found is not None and not found.deprecated
+
+    def __str__(self) -> str:
+        return self.id
+
+    def __repr__(self) -> str:
+        return f"NexusTarget({self.id!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NexusTarget) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
 def existence(targets: Sequence[Target]) -> list[bool]:
     """Whether each target exists: one round trip a cluster for all remote ones."""
     with prefetched(targets):
