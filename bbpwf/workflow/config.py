@@ -68,9 +68,11 @@ class LaunchConfig:
                     self._set(section, option, value)
 
     def _set(self, section: str, option: str, value: str) -> None:
+        if section != "DEFAULT" and not self._parser.has_section(section):
+            self._parser.add_section(section)
         try:
-            for name in {option, option.replace("-", "_")}:
-                self._parser.set(section, name, value)
+            for name in {option, option.replace("-", "_")}:  # both, for references by %(name)s
+                configparser.ConfigParser.set(self._parser, section, name, value)
         except ValueError as error:  # a lone %, which starts a reference to another option
             raise InvalidConfig(
                 f"[{section}] {option}: {value!r} has a single %", where=self._name, hint="Write %% for a percent sign."

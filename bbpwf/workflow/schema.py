@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from typing import Any
 
 import luigi
@@ -15,6 +16,7 @@ from bbpwf.workflow.parameters import GROUPS
 from bbpwf.workflow.tasks import JobTask
 
 DOC_CHARS = 4000
+_LUIGIS_CHOICES = re.compile(r"\s*Choices: \{[^}]*\}\Z")  # Luigi adds them to descriptions, in any order
 
 _TYPES: tuple[tuple[Any, dict[str, Any]], ...] = (
     (luigi.IntParameter, {"type": "integer"}),
@@ -76,8 +78,9 @@ def parameter_schema(family: str, name: str, parameter: Any) -> dict[str, Any]:
             schema = {"enum": choices}
     if isinstance(parameter, OptionalParameterMixin):
         schema = _nullable(schema)
-    if parameter.description:
-        schema["description"] = parameter.description
+    words = _LUIGIS_CHOICES.sub("", parameter.description or "")
+    if words:
+        schema["description"] = words
     schema["x-significant"] = bool(parameter.significant)
     schema["x-parameter"] = type(parameter).__name__
     if name in GROUPS:
