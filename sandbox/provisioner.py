@@ -136,7 +136,7 @@ def main() -> None:
     clock = SystemClock()
     clusters = Clusters(options.state / "clusters.json", timing, clock, manager, keys, options.head_node)
     key_id, secret = os.environ.get("AWS_ACCESS_KEY_ID", ""), os.environ.get("AWS_SECRET_ACCESS_KEY", "")
-    serve(create_app(clusters, Verifier("execute-api", key_id, secret), clock), options.port)
+    serve(create_app(clusters, Verifier("execute-api", REGION, key_id, secret), clock), options.port)
 
 
 if __name__ == "__main__":

@@ -39,9 +39,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Verifier:
-    """Checks signatures for one service. Without a known secret only the form of the signature is checked."""
+    """Checks signatures for one service of one region. Without a known secret only their form is checked."""
 
     service: str
+    region: str
     key_id: str = ""
     secret: str = ""
 
@@ -72,6 +73,8 @@ class Verifier:
             raise Forbidden("Date in x-amz-date is not in the basic ISO 8601 form.") from None
         if abs(now - signed_at.timestamp()) > SKEW_S:
             raise Forbidden(f"Signature expired or not yet current: {stamp}")
+        if parts["region"] != self.region:
+            raise Forbidden(f"Credential should be scoped to a valid region, not '{parts['region']}'.")
         if parts["service"] != self.service or parts["date"] != stamp[:8]:
             raise Forbidden("Credential should be scoped to correct service and date.")
         if not self.secret:
