@@ -51,7 +51,7 @@ class Catalogue:
         self._slots = threading.BoundedSemaphore(AT_ONCE)
         self._lock = threading.Lock()
         self._sound: OrderedDict[str, None] = OrderedDict()
-        self._listed: tuple[float, list[dict[str, Any]]] | None = None
+        self._listed: tuple[float, dict[str, Any]] | None = None
         self._listing = threading.Lock()
 
     def validate(self, request: RunRequest) -> None:
@@ -83,45 +83,43 @@ class Catalogue:
             while len(self._sound) > _REMEMBERED:
                 self._sound.popitem(last=False)
 
-    def tasks(self) -> list[dict[str, Any]]:
-        """Every task that the instance offers, as the catalogue describes it."""
+    def tasks(self) -> dict[str, Any]:
+        """``{"tasks": [...], "errors": [...]}``: what the instance offers, and modules that cannot be imported."""
         with self._listing:
             if self._listed is not None and self._clock.monotonic() - self._listed[0] < LIST_FRESH_S:
                 return self._listed[1]
-            answer = self._ask(["list", *self._settings.service.task_modules], "", self._scratch(), None)
-            found = answer if isinstance(answer, list) else answer.get("tasks", [])
+            found = self._ask(["list", *self._paths(), *self._settings.service.task_modules], "", self._scratch(), None)
             self._listed = self._clock.monotonic(), found
             return found
 
     def task(self, name: str) -> dict[str, Any]:
         """One task by ``module:Task``, whether or not the instance's list has it. Raises UnknownTask."""
-        for each in self.tasks():
+        for each in self.tasks().get("tasks", []):
             if each.get("name") == name:
-                return each
-        answer = self._ask(["show", name], "", self._scratch(), None)
-        return dict(answer)
+                return dict(each)
+        return self._ask(["show", *self._paths(), name], "", self._scratch(), None)
+
+    def _paths(self) -> list[str]:
+        return [word for path in self._settings.service.workflows_path for word in ("--path", str(path))]
 
     def _scratch(self) -> Path:
         folder = self._settings.state / "catalogue"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return folder
 
-    def _ask(self, command: Sequence[str], question: str, folder: Path, attachments: Path | None) -> Any:
-        env = head_env(folder, attachments)
-        paths = [env.get("PYTHONPATH", ""), *(str(path) for path in self._settings.service.workflows_path)]
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    def _ask(self, command: Sequence[str], question: str, folder: Path, attachments: Path | None) -> dict[str, Any]:
         argv = [sys.executable, "-P", "-m", "bbpwf.workflow.catalogue", *command]
         with self._slots:
-            code, out, err = _contained(argv, question.encode(), env, folder)
+            code, out, err = _contained(argv, question.encode(), head_env(folder, attachments), folder)
         try:
             answer = json.loads(out)
         except ValueError:
             answer = None
-        if isinstance(answer, dict) and "error" in answer:
-            raise _error(answer["error"])
-        if code != 0 or answer is None:
+        if code != 0 or not isinstance(answer, dict):
             last = err.decode(errors="replace").strip()[-2000:]
             raise InvalidInput(f"the task could not be looked at (code {code}): {last or 'it said nothing'}")
+        if "error" in answer:
+            raise _error(answer["error"])
         return answer
 
 

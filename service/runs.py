@@ -14,11 +14,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from bbpwf.cluster.control import AgentControl
-from bbpwf.cluster.runs import MAX_PAGE, RunRecord, RunStore, TaskRecord
+from bbpwf.cluster.runs import MAX_PAGE, RunStore
 from bbpwf.errors import InvalidInput, NotFound
 from bbpwf.redact import Redactor
 from service.access import Caller, caller
 from service.launches import Launches
+from service.views import run_view, task_view
 
 LOG_PIECE = 1024 * 1024
 """Most bytes of a log in one answer; the next offset says where to go on."""
@@ -26,18 +27,6 @@ EVENT_EVERY_S = 1.0
 KEEPALIVE_EVERY = 15
 """A comment is sent after so many looks without news, so that proxies keep the stream open."""
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)\Z")
-
-
-def run_view(run: RunRecord) -> dict[str, Any]:
-    """A run as this API shows it; times are Unix seconds."""
-    body = run.model_dump(mode="json", exclude={"request"})
-    asked = run.request
-    return body | {"task": asked.workflow_url, "params": asked.workflow_params, "tags": run.tags}
-
-
-def task_view(task: TaskRecord) -> dict[str, Any]:
-    """A task as this API shows it."""
-    return task.model_dump(mode="json", exclude={"job_key", "command"})
 
 
 def router(store: RunStore, launches: Launches, control: AgentControl, redactor: Redactor, folders: Path) -> APIRouter:

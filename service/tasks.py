@@ -15,9 +15,9 @@ def router(catalogue: Catalogue) -> APIRouter:
     routes = APIRouter(tags=["tasks"])
 
     @routes.get("/tasks")
-    def list_tasks() -> dict[str, list[dict[str, Any]]]:
-        """Every task on offer."""
-        return {"tasks": catalogue.tasks()}
+    def list_tasks() -> dict[str, Any]:
+        """Every task on offer; ``errors`` has the modules that could not be imported."""
+        return catalogue.tasks()
 
     @routes.get("/tasks/{name}")
     def show_task(name: str) -> dict[str, Any]:
