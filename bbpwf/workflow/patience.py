@@ -20,6 +20,9 @@ T = TypeVar("T")
 PATIENCE = 120.0
 """Seconds that the agent or the cluster may be away."""
 
+CREATION_PATIENCE = 7200.0
+"""Seconds that a cluster may take to be made: ParallelCluster's own limit is an hour, and it may have to queue."""
+
 
 class AgentGone(BaseException):
     """The agent did not come back in time.
@@ -56,27 +59,32 @@ class PatientAgent:
         """The run that this handle is bound to."""
         return self._agent.run_id
 
-    def _call(self, what: str, function: Callable[[], T], *, once: bool = False) -> T:
-        deadline = self._clock.monotonic() + self._patience
+    def _call(self, what: str, function: Callable[[], T], *, cluster: str = "", once: bool = False) -> T:
+        began = self._clock.monotonic()
         wait = 0.1
         while True:
             try:
                 return function()
             except TransportError as error:
                 agent_away = error.where == self._socket
-                if once and not (agent_away and isinstance(error, ConnectFailed)):
+                if once and not isinstance(error, ConnectFailed):  # which says that nothing was run
                     raise
                 if not (agent_away or error.retryable):
                     raise
-                if self._clock.monotonic() + wait > deadline:
+                waited = self._clock.monotonic() - began + wait
+                if waited > self._patience:
                     if agent_away:
                         raise AgentGone(f"the agent has been away for {self._patience:.0f} s: {error}") from error
-                    raise
+                    if waited > CREATION_PATIENCE or not (cluster and self._is_coming(cluster)):
+                        raise
                 _log.warning("%s is tried again: %s", what, error)
             self._clock.sleep(wait)
             if threading.get_ident() == self._thread:
                 self.interrupt()
             wait = min(wait * 2, 5.0)
+
+    def _is_coming(self, cluster: str) -> bool:
+        return self.cluster(cluster).state in {"requested", "creating"}
 
     def submit(self, jobs: Sequence[JobSpec]) -> list[JobView]:
         """See the protocol."""
@@ -96,39 +104,46 @@ class PatientAgent:
 
     def stat(self, paths: Sequence[str], *, cluster: str = "default") -> list[FileStat | None]:
         """See the protocol."""
-        return self._call("stat", lambda: self._agent.stat(paths, cluster=cluster))
+        return self._call("stat", lambda: self._agent.stat(paths, cluster=cluster), cluster=cluster)
 
     def glob(self, pattern: str, *, cluster: str = "default", limit: int = 10_000) -> list[str]:
         """See the protocol."""
-        return self._call("glob", lambda: self._agent.glob(pattern, cluster=cluster, limit=limit))
+        return self._call("glob", lambda: self._agent.glob(pattern, cluster=cluster, limit=limit), cluster=cluster)
 
     def read(self, path: str, *, cluster: str = "default", offset: int = 0, limit: int = READ_LIMIT) -> bytes:
         """See the protocol."""
-        return self._call("read", lambda: self._agent.read(path, cluster=cluster, offset=offset, limit=limit))
+        return self._call(
+            "read", lambda: self._agent.read(path, cluster=cluster, offset=offset, limit=limit), cluster=cluster
+        )
 
     def write(self, path: str, data: bytes, *, cluster: str = "default") -> None:
         """See the protocol."""
-        return self._call("write", lambda: self._agent.write(path, data, cluster=cluster))
+        return self._call("write", lambda: self._agent.write(path, data, cluster=cluster), cluster=cluster)
 
     def write_many(self, files: Sequence[tuple[str, bytes]], *, cluster: str = "default") -> None:
         """See the protocol."""
-        return self._call("write_many", lambda: self._agent.write_many(files, cluster=cluster))
+        return self._call("write_many", lambda: self._agent.write_many(files, cluster=cluster), cluster=cluster)
 
     def remove(self, paths: Sequence[str], *, cluster: str = "default") -> None:
         """See the protocol."""
-        return self._call("remove", lambda: self._agent.remove(paths, cluster=cluster))
+        return self._call("remove", lambda: self._agent.remove(paths, cluster=cluster), cluster=cluster)
 
     def run(
         self, argv: Sequence[str], *, cluster: str = "default", stdin: bytes = b"", timeout: float = 60.0
     ) -> Completed:
         """See the protocol; a call that may have happened is not repeated."""
         return self._call(
-            "run", lambda: self._agent.run(argv, cluster=cluster, stdin=stdin, timeout=timeout), once=True
+            "run",
+            lambda: self._agent.run(argv, cluster=cluster, stdin=stdin, timeout=timeout),
+            cluster=cluster,
+            once=True,
         )
 
     def archive(self, paths: Sequence[str], *, cluster: str = "default", timeout: float = 3600.0) -> list[Archived]:
         """See the protocol."""
-        return self._call("archive", lambda: self._agent.archive(paths, cluster=cluster, timeout=timeout))
+        return self._call(
+            "archive", lambda: self._agent.archive(paths, cluster=cluster, timeout=timeout), cluster=cluster
+        )
 
     def access_token(self) -> str:
         """See the protocol."""

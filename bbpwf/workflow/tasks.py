@@ -80,7 +80,7 @@ class JobTask(ResourceParameters, EnvironmentParameters, luigi.Task):
         family = self.task_family
         prologue = f'export PATH={quote([f"{self.software}/bin"])}:"$PATH"\n' if self.software else ""
         resources = self.job_resources()
-        if not resources.partition and context.request.cluster.partition:
+        if not resources.partition and self.cluster == "default" and context.request.cluster.partition:
             resources = resources.model_copy(update={"partition": context.request.cluster.partition})
         env = exports(dict(more.pop("env", {})))
         try:
