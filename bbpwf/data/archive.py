@@ -20,12 +20,13 @@ from bbpwf.clock import Clock
 from bbpwf.cluster.jobs import Archived
 from bbpwf.data import hsm
 from bbpwf.data.s3 import Objects
-from bbpwf.errors import ArchiveError, BbpwfError, DataError, DeadlineExceeded
+from bbpwf.errors import ArchiveError, BbpwfError, DataError, DeadlineExceeded, TransportError
 from bbpwf.transport.protocol import Completed
 
 _log = logging.getLogger(__name__)
 _LOOK = (1000, hsm.BATCH, 1)  # files asked at once, and again in smaller numbers when some cannot be seen
 _GONE, _NOT_LUSTRE, _NO_COMMAND = 2, 25, 127  # exit codes: ENOENT, ENOTTY, and the shell's own
+_LAST_COMMAND_S = 5.0  # a command that begins within the limit may end this much after it
 _NAMED = 50  # files named in one error message
 T = TypeVar("T")
 
@@ -200,10 +201,15 @@ class Archiver:
     # -- looking -------------------------------------------------------------------------------------------
 
     def _run(self, work: _Work, what: str, argv: Sequence[str], stdin: bytes = b"", patience: float = 0.0) -> Completed:
-        limit = min(self._limits.command_timeout_s + patience, self._left(work))
-        return retry.call(
-            what, lambda: self._commands.run(argv, stdin=stdin, timeout=limit), clock=self._clock, attempts=3
-        )
+        limit = min(self._limits.command_timeout_s + patience, max(self._left(work), _LAST_COMMAND_S))
+        try:
+            return retry.call(
+                what, lambda: self._commands.run(argv, stdin=stdin, timeout=limit), clock=self._clock, attempts=3
+            )
+        except TransportError as error:
+            if error.retryable and self._clock.monotonic() >= work.ends:
+                raise DeadlineExceeded(f"the limit for archiving was reached during {what}") from error
+            raise
 
     def _admit(self, work: _Work, paths: Sequence[str]) -> None:
         """Sort out what cannot be archived; the rest becomes pending."""

@@ -110,7 +110,7 @@ def check_path(path: str) -> str:
         problem = "is not absolute"
     elif "\0" in path:
         problem = "contains a NUL byte"
-    elif path != "/" + "/".join(part for part in path.split("/") if part not in ("", ".", "..")):
+    elif path == "/" or path != "/" + "/".join(part for part in path.split("/") if part not in ("", ".", "..")):
         problem = "is not normal: it has an empty, '.' or '..' component"
     else:
         try:
