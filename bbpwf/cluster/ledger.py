@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,13 +24,16 @@ from typing import Any
 import sqlalchemy as sa
 
 from bbpwf.clock import Clock
+from bbpwf.cluster.changes import Changes, Job, Sighting, select_in
 from bbpwf.cluster.database import Database
-from bbpwf.cluster.jobs import ExitRecord, JobSpec, JobView, Observation
+from bbpwf.cluster.jobs import JobSpec, JobView, Observation
 from bbpwf.cluster.schema import batch_jobs, batches, facts, jobs, transitions
 from bbpwf.cluster.views import job_view
 from bbpwf.errors import Conflict, LedgerError, NotFound
 from bbpwf.states import JobState
 
+_IDENTITY = sa.select(jobs.c.key, jobs.c.state, jobs.c.incarnation, jobs.c.fingerprint)
+_MEMBER = sa.select(batch_jobs)
 LIVE = tuple(s.value for s in JobState if not s.terminal)
 
 
@@ -69,25 +72,6 @@ class Live:
     scheduler_id: str
     seen_at: float
     cancel: bool
-
-
-@dataclass(frozen=True)
-class Sighting:
-    """What a witness says of element ``position`` of a submission.
-
-    ``restart`` counts Slurm's requeues of the same job; ``witness`` is ``event``, ``queue``, ``record``,
-    ``accounting`` or ``agent``. ``at`` is when it happened (or was seen), on the witness's clock.
-    """
-
-    batch_id: str
-    position: int
-    state: JobState
-    at: float
-    witness: str
-    restart: int = 0
-    scheduler_id: str = ""
-    reason: str = ""
-    exit: ExitRecord | None = None
 
 
 class Ledger:
@@ -133,6 +117,13 @@ class Ledger:
         with self._db.engine.connect().execution_options(reading=True) as db:
             yield db
 
+    @contextmanager
+    def _changing(self) -> Iterator[tuple[sa.Connection, Changes]]:
+        with self._writing() as db:
+            changes = Changes(db, self._clock.now(), self._next_version)
+            yield db, changes
+            changes.flush()
+
     def _next_version(self) -> int:
         self._version += 1
         return self._version
@@ -158,66 +149,49 @@ class Ledger:
         Raises:
             Conflict: a key of this incarnation is known with another specification.
         """
-        with self._writing() as db:
-            known = {row.key: row for row in _select_in(db, jobs, jobs.c.key, [s.key for s in specs])}
-            now = self._clock.now()
+        keys = [spec.key for spec in specs]
+        with self._changing() as (db, changes):
+            known = {row.key: row for row in select_in(db, _IDENTITY, jobs.c.key, keys)}
+            new = []
             for spec in specs:
-                body = spec.model_dump(mode="json")
                 fingerprint = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
                 row = known.get(spec.key)
                 if row is None:
-                    values = {
-                        "key": spec.key,
-                        "run_id": spec.run_id,
-                        "task_id": spec.task_id,
-                        "idx": spec.index,
-                        "label": spec.label,
-                        "name": spec.name,
-                        "cluster": spec.cluster,
-                        "spec": body,
-                        "fingerprint": fingerprint,
-                        "incarnation": incarnation,
-                        "state": JobState.PLANNED.value,
-                        "attempt": 1,
-                        "version": self._next_version(),
-                        "reason": "",
-                        "seen_at": now,
-                    }
-                    db.execute(jobs.insert().values(**values))
-                    _log_transition(db, spec.key, 1, JobState.PLANNED, now, "agent")
-                    continue
-                ended = JobState(row.state).terminal
-                if row.incarnation < incarnation and ended:
-                    self._replan(db, row, now, reason="", spec=body, fingerprint=fingerprint, incarnation=incarnation)
-                elif row.fingerprint != fingerprint and row.incarnation == incarnation:
+                    new.append(self._new_row(spec, fingerprint, incarnation, changes.now))
+                elif row.incarnation < incarnation:
+                    values: dict[str, Any] = {"incarnation": incarnation}
+                    if JobState(row.state).terminal:
+                        job = changes.load([spec.key])[spec.key]
+                        changes.next_attempt(job, "", infrastructure_retries=0, retries=0)
+                        values |= {"spec": spec.model_dump(mode="json"), "fingerprint": fingerprint}
+                    db.execute(jobs.update().where(jobs.c.key == spec.key).values(**values))
+                elif row.fingerprint != fingerprint:
                     raise Conflict(
                         f"job {spec.key} ({spec.task_id}) was already asked for with another script or resources"
                     )
-                elif row.incarnation < incarnation:
-                    db.execute(jobs.update().where(jobs.c.key == spec.key).values(incarnation=incarnation))
-            rows = {row.key: row for row in _select_in(db, jobs, jobs.c.key, [s.key for s in specs])}
-        return [job_view(rows[spec.key]) for spec in specs]
+            if new:
+                db.execute(jobs.insert(), new)
+                changes.log_new([row["key"] for row in new])
+            changes.flush()
+            rows = {row.key: row for row in select_in(db, sa.select(jobs), jobs.c.key, keys)}
+        return [job_view(rows[key]) for key in keys]
 
-    def _replan(self, db: sa.Connection, row: Any, now: float, *, reason: str, **more: Any) -> None:
-        attempt = row.attempt + 1
-        values = {
+    def _new_row(self, spec: JobSpec, fingerprint: str, incarnation: int, now: float) -> dict[str, Any]:
+        return {
+            "key": spec.key,
+            "run_id": spec.run_id,
+            "task_id": spec.task_id,
+            "idx": spec.index,
+            "label": spec.label,
+            "name": spec.name,
+            "cluster": spec.cluster,
+            "spec": spec.model_dump(mode="json"),
+            "fingerprint": fingerprint,
+            "incarnation": incarnation,
             "state": JobState.PLANNED.value,
-            "attempt": attempt,
             "version": self._next_version(),
-            "reason": reason,
-            "scheduler_id": "",
-            "batch_id": "",
-            "exit": None,
-            "submitted_at": None,
-            "started_at": None,
-            "ended_at": None,
-            "cancel": False,
             "seen_at": now,
         }
-        if "incarnation" in more:
-            values |= {"infrastructure_retries": 0, "retries": 0}
-        db.execute(jobs.update().where(jobs.c.key == row.key).values(**(values | more)))
-        _log_transition(db, row.key, attempt, JobState.PLANNED, now, "agent", reason=reason)
 
     def planned(self, cluster: str, limit: int) -> list[Planned]:
         """Attempts that wait to be sent to a cluster, oldest first."""
@@ -232,27 +206,24 @@ class Ledger:
 
     # -- submissions ------------------------------------------------------------------------------------------
 
-    def prepare(self, cluster: str, groups: Sequence[Sequence[Planned]], log_path: Any) -> list[Batch]:
+    def prepare(
+        self, cluster: str, groups: Sequence[Sequence[Planned]], log_path: Callable[[str, int], str]
+    ) -> list[Batch]:
         """Make one submission of each group, and its attempts SUBMITTING, in one transaction.
 
         ``log_path(batch_id, position)`` names each element's log. Attempts that changed meanwhile are left out.
         """
         made: list[Batch] = []
-        with self._writing() as db:
-            now = self._clock.now()
+        with self._changing() as (db, changes):
+            found = changes.load(p.key for group in groups for p in group)
             for group in groups:
-                batch_id = "b" + secrets.token_hex(8)
-                still = {
-                    row.key: row.attempt
-                    for row in _select_in(db, jobs, jobs.c.key, [p.key for p in group])
-                    if row.state == JobState.PLANNED.value and not row.cancel
-                }
-                members = [p for p in group if still.get(p.key) == p.attempt]
+                members = [p for p in group if _still_planned(found.get(p.key), p.attempt)]
                 if not members:
                     continue
+                batch_id = "b" + secrets.token_hex(8)
                 db.execute(
                     batches.insert().values(
-                        batch_id=batch_id, cluster=cluster, state="PREPARED", size=len(members), created_at=now
+                        batch_id=batch_id, cluster=cluster, state="PREPARED", size=len(members), created_at=changes.now
                     )
                 )
                 db.execute(
@@ -263,18 +234,15 @@ class Ledger:
                     ],
                 )
                 for position, member in enumerate(members):
-                    db.execute(
-                        jobs.update()
-                        .where(jobs.c.key == member.key)
-                        .values(
-                            state=JobState.SUBMITTING.value,
-                            batch_id=batch_id,
-                            stdout=log_path(batch_id, position),
-                            version=self._next_version(),
-                            seen_at=now,
-                        )
+                    stdout = log_path(batch_id, position)
+                    changes.move(
+                        found[member.key],
+                        JobState.SUBMITTING,
+                        "agent",
+                        batch_id=batch_id,
+                        stdout=stdout,
+                        seen_at=changes.now,
                     )
-                    _log_transition(db, member.key, member.attempt, JobState.SUBMITTING, now, "agent")
                 made.append(Batch(batch_id, cluster, "PREPARED", "", len(members), None))
         return made
 
@@ -319,79 +287,53 @@ class Ledger:
 
     def put_off(self, batch_id: str, reason: str) -> None:
         """The submission was not accepted *for now*: it was certainly not made, and will be sent again."""
-        with self._writing() as db:
-            db.execute(batches.update().where(batches.c.batch_id == batch_id).values(state="PREPARED", reason=reason))
-            self._touch_waiting(db, batch_id, reason)
+        with self._changing() as (db, changes):
+            db.execute(_batch_update(batch_id, state="PREPARED", reason=reason))
+            _explain(db, changes, batch_id, reason)
 
     def explain_wait(self, batch_id: str, reason: str) -> None:
         """Say why a submission without an answer is still waiting."""
-        with self._writing() as db:
-            self._touch_waiting(db, batch_id, reason)
-
-    def _touch_waiting(self, db: sa.Connection, batch_id: str, reason: str) -> None:
-        rows = db.execute(
-            sa.select(jobs.c.key, jobs.c.reason).where(
-                jobs.c.batch_id == batch_id, jobs.c.state == JobState.SUBMITTING.value
-            )
-        ).all()
-        for row in rows:
-            if row.reason != reason:
-                db.execute(
-                    jobs.update().where(jobs.c.key == row.key).values(reason=reason, version=self._next_version())
-                )
+        with self._changing() as (db, changes):
+            _explain(db, changes, batch_id, reason)
 
     def accept(self, batch_id: str, scheduler_id: str) -> None:
         """The scheduler has the submission under this id (of the job, or of the array)."""
-        with self._writing() as db:
+        with self._changing() as (db, changes):
             row = db.execute(sa.select(batches).where(batches.c.batch_id == batch_id)).one()
             if row.state == "ACCEPTED":
                 return
-            db.execute(
-                batches.update()
-                .where(batches.c.batch_id == batch_id)
-                .values(state="ACCEPTED", scheduler_id=scheduler_id, reason="")
-            )
-            now = self._clock.now()
-            for member in db.execute(sa.select(batch_jobs).where(batch_jobs.c.batch_id == batch_id)).all():
-                sighting = Sighting(
-                    batch_id,
-                    member.position,
-                    JobState.QUEUED,
-                    now,
-                    "agent",
-                    scheduler_id=element_id(scheduler_id, member.position, row.size),
-                )
-                self._apply(db, sighting, member, now)
+            db.execute(_batch_update(batch_id, state="ACCEPTED", scheduler_id=scheduler_id, reason=""))
+            for position, job, base in _members(db, changes, batch_id):
+                element = element_id(scheduler_id, position, row.size)
+                at = changes.now
+                changes.see(job, base, Sighting(batch_id, position, JobState.QUEUED, at, "agent", scheduler_id=element))
 
     def reject(self, batch_id: str, reason: str) -> None:
         """The scheduler refused the submission for good."""
-        with self._writing() as db:
-            db.execute(batches.update().where(batches.c.batch_id == batch_id).values(state="REJECTED", reason=reason))
-            now = self._clock.now()
-            for member in db.execute(sa.select(batch_jobs).where(batch_jobs.c.batch_id == batch_id)).all():
-                sighting = Sighting(batch_id, member.position, JobState.REJECTED, now, "agent", reason=reason)
-                self._apply(db, sighting, member, now)
+        with self._changing() as (db, changes):
+            self._give_up(db, changes, batch_id, JobState.REJECTED, reason)
+
+    def _give_up(self, db: sa.Connection, changes: Changes, batch_id: str, state: JobState, reason: str) -> None:
+        db.execute(_batch_update(batch_id, state="REJECTED", reason=reason))
+        for position, job, base in _members(db, changes, batch_id):
+            changes.see(job, base, Sighting(batch_id, position, state, changes.now, "agent", reason=reason))
 
     def abandon_cancelled(self, cluster: str) -> None:
         """Submissions that were certainly not made, and whose every job was cancelled meanwhile, are given up."""
-        with self._writing() as db:
-            now = self._clock.now()
-            wanted = (
-                sa.select(batch_jobs.c.batch_id)
-                .join_from(batch_jobs, jobs, batch_jobs.c.job_key == jobs.c.key)
-                .where(jobs.c.cancel.is_(False))
-            )
-            prepared = sa.select(batches.c.batch_id).where(
-                batches.c.cluster == cluster, batches.c.state == "PREPARED", batches.c.batch_id.not_in(wanted)
-            )
-            for (batch_id,) in db.execute(prepared).all():
-                reason = "cancelled before it was submitted"
-                db.execute(
-                    batches.update().where(batches.c.batch_id == batch_id).values(state="REJECTED", reason=reason)
-                )
-                for member in db.execute(sa.select(batch_jobs).where(batch_jobs.c.batch_id == batch_id)).all():
-                    sighting = Sighting(batch_id, member.position, JobState.CANCELLED, now, "agent", reason=reason)
-                    self._apply(db, sighting, member, now)
+        wanted = (
+            sa.select(batch_jobs.c.batch_id)
+            .join_from(batch_jobs, jobs, batch_jobs.c.job_key == jobs.c.key)
+            .where(jobs.c.cancel.is_(False))
+        )
+        unwanted = sa.select(batches.c.batch_id).where(
+            batches.c.cluster == cluster, batches.c.state == "PREPARED", batches.c.batch_id.not_in(wanted)
+        )
+        with self._reading() as db:
+            if not db.execute(unwanted).all():
+                return
+        with self._changing() as (db, changes):
+            for (batch_id,) in db.execute(unwanted).all():
+                self._give_up(db, changes, batch_id, JobState.CANCELLED, "cancelled before it was submitted")
 
     def accepted_batches(self, cluster: str) -> list[Batch]:
         """Accepted submissions with jobs that have not ended, oldest first."""
@@ -417,82 +359,22 @@ class Ledger:
         pending = list(sightings)
         if not pending and offset is None:
             return
-        with self._writing() as db:
-            now = self._clock.now()
-            found: dict[tuple[str, int], Any] = {}
-            for row in _select_in(db, batch_jobs, batch_jobs.c.batch_id, list({s.batch_id for s in pending})):
-                found[row.batch_id, row.position] = row
+        with self._changing() as (db, changes):
+            wanted = list({s.batch_id for s in pending})
+            if len(pending) == 1:
+                one = pending[0]
+                query = _MEMBER.where(batch_jobs.c.position == one.position)
+            else:
+                query = _MEMBER
+            found = {(r.batch_id, r.position): r for r in select_in(db, query, batch_jobs.c.batch_id, wanted)}
+            keys = [m.job_key for s in pending if (m := found.get((s.batch_id, s.position))) is not None]
+            known = changes.load(keys)
             for sighting in pending:
                 member = found.get((sighting.batch_id, sighting.position))
                 if member is not None:
-                    self._apply(db, sighting, member, now)
+                    changes.see(known[member.job_key], member.attempt, sighting)
             if offset is not None:
                 _put_fact(db, offset[0], str(offset[1]))
-
-    def _apply(self, db: sa.Connection, sighting: Sighting, member: Any, now: float) -> None:
-        row = db.execute(sa.select(jobs).where(jobs.c.key == member.job_key)).one()
-        if row.batch_id != sighting.batch_id:
-            return  # an older submission of a job that has moved on
-        attempt = member.attempt + sighting.restart
-        present = JobState(row.state)
-        if present.terminal or attempt < row.attempt:
-            return
-        values: dict[str, Any] = {"seen_at": now}
-        if row.submitted_at is None and sighting.state.rank >= JobState.QUEUED.rank:
-            values["submitted_at"] = sighting.at
-        forward = attempt > row.attempt or sighting.state.rank > present.rank
-        if not forward:
-            if (
-                sighting.reason
-                and sighting.reason != row.reason
-                and attempt == row.attempt
-                and present == sighting.state
-            ):
-                values |= {"reason": sighting.reason, "version": self._next_version()}
-            db.execute(jobs.update().where(jobs.c.key == row.key).values(**values))
-            return
-        values |= {
-            "state": sighting.state.value,
-            "attempt": attempt,
-            "version": self._next_version(),
-            "reason": sighting.reason,
-        }
-        if sighting.scheduler_id:
-            values["scheduler_id"] = sighting.scheduler_id
-        if attempt > row.attempt:
-            values |= {"started_at": None, "exit": None}
-        if sighting.state is JobState.RUNNING:
-            values["started_at"] = sighting.at
-        if sighting.exit is not None:
-            values |= {"exit": sighting.exit.model_dump(mode="json"), "started_at": sighting.exit.started}
-        if sighting.state.terminal:
-            values["ended_at"] = sighting.exit.ended if sighting.exit else sighting.at
-        db.execute(jobs.update().where(jobs.c.key == row.key).values(**values))
-        _log_transition(
-            db,
-            row.key,
-            attempt,
-            sighting.state,
-            now,
-            sighting.witness,
-            scheduler_id=sighting.scheduler_id or row.scheduler_id,
-            reason=sighting.reason,
-        )
-        if sighting.state.terminal and not row.cancel:
-            self._maybe_retry(db, row.key, sighting, now)
-
-    def _maybe_retry(self, db: sa.Connection, key: str, sighting: Sighting, now: float) -> None:
-        row = db.execute(sa.select(jobs).where(jobs.c.key == key)).one()
-        if sighting.state.infrastructure:
-            counter, allowed = "infrastructure_retries", int(row.spec["infrastructure_retries"])
-        elif sighting.state is JobState.FAILED:
-            counter, allowed = "retries", int(row.spec["retries"])
-        else:
-            return
-        used = getattr(row, counter)
-        if used < allowed:
-            why = f"attempt {row.attempt} ended {sighting.state}: {sighting.reason or 'no reason given'}; trying again"
-            self._replan(db, row, now, reason=why, **{counter: used + 1})
 
     def live(self, cluster: str) -> list[Live]:
         """Jobs of a cluster that the scheduler may know and that have not ended."""
@@ -526,23 +408,17 @@ class Ledger:
 
     def cancel(self, run_id: str, keys: Sequence[str] | None) -> None:
         """Mark jobs to be cancelled; those that were never sent are CANCELLED at once. Idempotent."""
-        with self._writing() as db:
-            now = self._clock.now()
-            query = sa.select(jobs).where(jobs.c.run_id == run_id, jobs.c.state.in_(LIVE), jobs.c.cancel.is_(False))
-            for row in db.execute(query).all():
-                if keys is not None and row.key not in keys:
-                    continue
-                values: dict[str, Any] = {"cancel": True}
-                if row.state == JobState.PLANNED.value:
+        wanted = None if keys is None else set(keys)
+        query = sa.select(jobs.c.key).where(jobs.c.run_id == run_id, jobs.c.state.in_(LIVE), jobs.c.cancel.is_(False))
+        with self._changing() as (db, changes):
+            found = [row.key for row in db.execute(query) if wanted is None or row.key in wanted]
+            known = changes.load(found)
+            for key in found:
+                job = known[key]
+                changes.set(job, visible=False, cancel=True)
+                if job["state"] == JobState.PLANNED.value:
                     reason = "cancelled before it was submitted"
-                    values |= {
-                        "state": JobState.CANCELLED.value,
-                        "reason": reason,
-                        "ended_at": now,
-                        "version": self._next_version(),
-                    }
-                    _log_transition(db, row.key, row.attempt, JobState.CANCELLED, now, "agent", reason=reason)
-                db.execute(jobs.update().where(jobs.c.key == row.key).values(**values))
+                    changes.move(job, JobState.CANCELLED, "agent", reason, ended_at=changes.now)
 
     def job(self, key: str) -> tuple[JobView, JobSpec]:
         """A job, as it is known and as it was asked for. Raises NotFound."""
@@ -607,33 +483,27 @@ def _put_fact(db: sa.Connection, name: str, value: str) -> None:
         db.execute(facts.insert().values(name=name, value=value))
 
 
-def _log_transition(
-    db: sa.Connection,
-    key: str,
-    attempt: int,
-    state: JobState,
-    at: float,
-    witness: str,
-    *,
-    scheduler_id: str = "",
-    reason: str = "",
-) -> None:
-    db.execute(
-        transitions.insert().values(
-            job_key=key,
-            attempt=attempt,
-            state=state.value,
-            at=at,
-            witness=witness,
-            scheduler_id=scheduler_id,
-            reason=reason[:2000],
-        )
+def _batch_update(batch_id: str, **values: Any) -> sa.Update:
+    return batches.update().where(batches.c.batch_id == batch_id).values(**values)
+
+
+def _members(db: sa.Connection, changes: Changes, batch_id: str) -> Iterator[tuple[int, Job, int]]:
+    """Position, job and base attempt of each element of a submission."""
+    members = db.execute(_MEMBER.where(batch_jobs.c.batch_id == batch_id)).all()
+    known = changes.load(m.job_key for m in members)
+    for member in members:
+        yield member.position, known[member.job_key], member.attempt
+
+
+def _explain(db: sa.Connection, changes: Changes, batch_id: str, reason: str) -> None:
+    for _, job, _ in _members(db, changes, batch_id):
+        if job["batch_id"] == batch_id and job["state"] == JobState.SUBMITTING.value:
+            changes.set(job, reason=reason)
+
+
+def _still_planned(job: Job | None, attempt: int) -> bool:
+    return job is not None and (job["state"], job["attempt"], job["cancel"]) == (
+        JobState.PLANNED.value,
+        attempt,
+        False,
     )
-
-
-def _select_in(db: sa.Connection, table: sa.Table, column: sa.Column[Any], values: Sequence[str]) -> list[Any]:
-    """Rows whose ``column`` is among ``values``, in pieces that every database accepts."""
-    rows: list[Any] = []
-    for start in range(0, len(values), 500):
-        rows += db.execute(sa.select(table).where(column.in_(values[start : start + 500]))).all()
-    return rows

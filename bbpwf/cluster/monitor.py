@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable
 
 from bbpwf.clock import Clock
 from bbpwf.cluster.backend import Backend, Entry
+from bbpwf.cluster.changes import Sighting
 from bbpwf.cluster.jobs import ExitRecord
-from bbpwf.cluster.ledger import Ledger, Live, Sighting
+from bbpwf.cluster.ledger import Ledger, Live
 from bbpwf.cluster.spool import Ended, Event, EventReader, Fenced, Folder, Started, parse_event
 from bbpwf.errors import LedgerError, SlurmError, TransportError
 from bbpwf.states import JobState

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bbpwf.clock import SystemClock
+from bbpwf.cluster.changes import Sighting
 from bbpwf.cluster.database import Database, open_database
 from bbpwf.cluster.jobs import ExitRecord, JobSpec, Resources, job_key
-from bbpwf.cluster.ledger import Ledger, Sighting
+from bbpwf.cluster.ledger import Ledger
 from bbpwf.cluster.submission import pack
 from bbpwf.errors import Conflict, LedgerError
 from bbpwf.states import JobState

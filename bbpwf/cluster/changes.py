@@ -1,0 +1,191 @@
+"""Changes to jobs within one transaction: read once, decided in memory, written at once.
+
+Here is the rule that keeps states from going back, and the one that decides what is tried again. Everything is
+done for many jobs together, because a thousand of them may end within a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from bbpwf.cluster.jobs import ExitRecord
+from bbpwf.cluster.schema import jobs, transitions
+from bbpwf.states import JobState
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What a witness says of element ``position`` of a submission.
+
+    ``restart`` counts Slurm's requeues of the same job; ``witness`` is ``event``, ``queue``, ``record``,
+    ``accounting`` or ``agent``. ``at`` is when it happened (or was seen), on the witness's clock.
+    """
+
+    batch_id: str
+    position: int
+    state: JobState
+    at: float
+    witness: str
+    restart: int = 0
+    scheduler_id: str = ""
+    reason: str = ""
+    exit: ExitRecord | None = None
+
+
+_COLUMNS = (
+    "state",
+    "attempt",
+    "version",
+    "reason",
+    "scheduler_id",
+    "batch_id",
+    "exit",
+    "submitted_at",
+    "started_at",
+    "ended_at",
+    "stdout",
+    "seen_at",
+    "cancel",
+    "infrastructure_retries",
+    "retries",
+)
+_READ = sa.select(jobs.c.key, *(jobs.c[name] for name in _COLUMNS))
+_UPDATE = jobs.update().where(jobs.c.key == sa.bindparam("of")).values({n: sa.bindparam(f"new_{n}") for n in _COLUMNS})
+
+_FRESH: dict[str, Any] = {
+    "scheduler_id": "",
+    "batch_id": "",
+    "exit": None,
+    "submitted_at": None,
+    "started_at": None,
+    "ended_at": None,
+    "cancel": False,
+}
+"""What an attempt that was not sent yet looks like."""
+
+Job = dict[str, Any]
+
+
+class Changes:
+    """The jobs that a transaction looks at, and what it changes in them. :meth:`flush` writes."""
+
+    def __init__(self, db: sa.Connection, now: float, next_version: Callable[[], int]) -> None:
+        self.now = now
+        self._db = db
+        self._next_version = next_version
+        self._jobs: dict[str, Job] = {}
+        self._changed: set[str] = set()
+        self._log: list[dict[str, Any]] = []
+
+    def load(self, keys: Iterable[str]) -> dict[str, Job]:
+        """These jobs, by key; unknown keys are left out."""
+        for row in select_in(self._db, _READ, jobs.c.key, [k for k in set(keys) if k not in self._jobs]):
+            self._jobs[row.key] = dict(row._mapping)
+        return self._jobs
+
+    def set(self, job: Job, *, visible: bool = True, **values: Any) -> None:
+        """Change a job; observers are told if ``visible``."""
+        if all(job[name] == value for name, value in values.items()):
+            return
+        job.update(values)
+        if visible:
+            job["version"] = self._next_version()
+        self._changed.add(job["key"])
+
+    def log(self, job: Job, witness: str, reason: str = "") -> None:
+        """Add the job's present state to its history."""
+        self._log.append(
+            {
+                "job_key": job["key"],
+                "attempt": job["attempt"],
+                "state": job["state"],
+                "at": self.now,
+                "witness": witness,
+                "scheduler_id": job["scheduler_id"],
+                "reason": reason[:2000],
+            }
+        )
+
+    def log_new(self, keys: Sequence[str]) -> None:
+        """Begin the history of jobs that were inserted just now."""
+        for key in keys:
+            first = {"key": key, "attempt": 1, "state": JobState.PLANNED.value, "scheduler_id": ""}
+            self.log(first, "agent")
+
+    def move(self, job: Job, state: JobState, witness: str, reason: str = "", **values: Any) -> None:
+        """Bring a job into a state of its present attempt, and note it."""
+        self.set(job, state=state.value, reason=reason, **values)
+        self.log(job, witness, reason)
+
+    def next_attempt(self, job: Job, reason: str, **values: Any) -> None:
+        """Plan the job anew."""
+        self.move(
+            job,
+            JobState.PLANNED,
+            "agent",
+            reason,
+            **(_FRESH | {"attempt": job["attempt"] + 1, "seen_at": self.now} | values),
+        )
+
+    def see(self, job: Job, base_attempt: int, sighting: Sighting) -> None:
+        """Apply a sighting of the submission that was made for ``base_attempt``, if it is news."""
+        present = JobState(job["state"])
+        attempt = base_attempt + sighting.restart
+        if job["batch_id"] != sighting.batch_id or present.terminal or attempt < job["attempt"]:
+            return  # of an older submission, after the end, or of an attempt that is over
+        values: dict[str, Any] = {"seen_at": self.now}
+        if job["submitted_at"] is None and sighting.state.rank >= JobState.QUEUED.rank:
+            values["submitted_at"] = sighting.at
+        if attempt == job["attempt"] and sighting.state.rank <= present.rank:
+            self.set(job, visible=False, **values)
+            if sighting.reason and sighting.state is present:
+                self.set(job, reason=sighting.reason)
+            return
+        if attempt > job["attempt"]:
+            values |= {"started_at": None, "exit": None}
+        if sighting.state is JobState.RUNNING:
+            values["started_at"] = sighting.at
+        if sighting.exit is not None:
+            values |= {"exit": sighting.exit.model_dump(mode="json"), "started_at": sighting.exit.started}
+        if sighting.state.terminal:
+            values["ended_at"] = sighting.exit.ended if sighting.exit else sighting.at
+        values |= {"attempt": attempt, "scheduler_id": sighting.scheduler_id or job["scheduler_id"]}
+        self.move(job, sighting.state, sighting.witness, sighting.reason, **values)
+        if sighting.state.terminal and not job["cancel"]:
+            self._maybe_retry(job, sighting)
+
+    def _maybe_retry(self, job: Job, sighting: Sighting) -> None:
+        if sighting.state.infrastructure:
+            counter = "infrastructure_retries"
+        elif sighting.state is JobState.FAILED:
+            counter = "retries"
+        else:
+            return
+        spec = self._db.execute(sa.select(jobs.c.spec).where(jobs.c.key == job["key"])).scalar_one()
+        if job[counter] < int(spec[counter]):
+            why = (
+                f"attempt {job['attempt']} ended {sighting.state}: {sighting.reason or 'no reason given'}; trying again"
+            )
+            self.next_attempt(job, why, **{counter: job[counter] + 1})
+
+    def flush(self) -> None:
+        """Write everything."""
+        if self._changed:
+            rows = (self._jobs[key] for key in self._changed)
+            self._db.execute(_UPDATE, [{"of": row["key"]} | {f"new_{n}": row[n] for n in _COLUMNS} for row in rows])
+            self._changed.clear()
+        if self._log:
+            self._db.execute(transitions.insert(), self._log)
+            self._log.clear()
+
+
+def select_in(db: sa.Connection, query: sa.Select[Any], column: sa.Column[Any], values: Sequence[Any]) -> list[Any]:
+    """Rows of ``query`` whose ``column`` is among ``values``, in pieces that every database accepts."""
+    rows: list[Any] = []
+    for start in range(0, len(values), 500):
+        rows += db.execute(query.where(column.in_(values[start : start + 500]))).all()
+    return rows
