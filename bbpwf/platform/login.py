@@ -90,7 +90,7 @@ class Login:
         settings: the realm.
         clock: for expiry and waits.
         client_id: the client to be; its secret is sent only for ``settings.client_id``.
-        redactor: told every token before anybody sees it.
+        redactor: told every token that it would not mask anyway.
 
     Raises:
         InvalidConfig: the issuer is not the URL of a Keycloak realm.
@@ -231,7 +231,8 @@ class Login:
             )
         found = [token for token in (access, refresh, identity) if isinstance(token, str) and token]
         if self._redactor is not None:
-            self._redactor.add(*found)
+            # JWTs are masked by their looks; to register each would grow the redactor with every refresh
+            self._redactor.add(*(token for token in found if token in self._redactor.mask(token)))
         return Tokens(
             access=SecretStr(access),
             expires_at=asked_at + lifetime,

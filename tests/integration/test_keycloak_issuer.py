@@ -663,13 +663,14 @@ def test_introspection_tells_the_living_from_the_dead(issuer: Issuer) -> None:
     assert requests.post(url, data={"token": token, "client_id": CLI_CLIENT}, timeout=10).status_code == 403
 
 
-def test_tokens_are_known_to_the_redactor_before_anybody_sees_them(issuer: Issuer) -> None:
+def test_tokens_are_masked_and_do_not_pile_up_in_the_redactor(issuer: Issuer) -> None:
     redactor = Redactor()
     login = Login(issuer.settings(), SystemClock(), client_id=CLI_CLIENT, redactor=redactor)
     tokens = login.password_login("alice", SecretStr("alice"))
     assert tokens.refresh is not None
-    halves = tokens.refresh.get_secret_value()
-    assert redactor.mask(f"<{halves}>") == "<[redacted]>"
+    for token in (tokens.access, tokens.refresh):
+        assert redactor.mask(f"<{token.get_secret_value()}>") == "<[redacted]>"
+    assert redactor.mask(f"<{tokens.refresh.get_secret_value()[4:]}>") != "<[redacted]>"  # by its looks, not by value
 
 
 def test_a_misspelt_fault_is_an_error(issuer: Issuer) -> None:
