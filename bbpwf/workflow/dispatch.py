@@ -132,7 +132,7 @@ class Dispatcher:
 
     # -- the loop
 
-    def pump(self, *, idle: bool = True) -> None:
+    def pump(self, idle: bool) -> None:
         """Do everything that can be done without waiting.
 
         Jobs wait a moment for others to be submitted with, unless the worker is ``idle``: then there are no others.

@@ -25,11 +25,12 @@ class ResultQueue:
     """Results from forked processes (by a pipe) and from this one (by a list).
 
     Args:
-        on_wake: called in the waiting thread whenever :meth:`wake` was called since; may put results.
+        on_wake: called in the waiting thread before every wait, first with False and, if that brought no result,
+            with True: the worker is idle then. May put results.
         next_due: seconds until ``on_wake`` should be called anyway; ``None`` for no such time.
     """
 
-    def __init__(self, on_wake: Callable[[], None], next_due: Callable[[], float | None]) -> None:
+    def __init__(self, on_wake: Callable[[bool], None], next_due: Callable[[], float | None]) -> None:
         self._owner = os.getpid()
         self._on_wake = on_wake
         self._next_due = next_due
@@ -69,9 +70,12 @@ class ResultQueue:
         """
         deadline = time.monotonic() + timeout
         while True:
-            self._on_wake()
-            if self._local:
-                return self._local.popleft()
+            for idle in (False, True):
+                self._on_wake(idle)
+                if self._local:
+                    return self._local.popleft()
+                if self._reader.poll():
+                    break
             remaining = max(0.0, deadline - time.monotonic())
             due = self._next_due()
             readable = connection.wait(

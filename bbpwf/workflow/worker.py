@@ -157,7 +157,7 @@ class Worker(_Base):  # type: ignore[misc]  # see _Base
         if self._task_result_queue.ready():  # do not let results wait until everything is started
             self._handle_next_task()
         else:
-            self._dispatcher.pump(idle=False)
+            self._dispatcher.pump(False)
 
     def _create_task_process(self, task: Any) -> Any:
         if isinstance(task, JobTask):

@@ -335,3 +335,98 @@ def test_the_key_of_a_job_is_the_runs_and_the_tasks(bench: Bench) -> None:
     (spec,) = agent.submitted[0]
     assert spec.key == job_key("r1", spec.task_id)
     assert spec.run_id == "r1"
+
+
+PLAIN = """
+import fcntl, os, time
+from pathlib import Path
+import luigi
+from bbpwf.workflow import RemoteTarget, SbatchTask, current
+
+class Local(luigi.Task):
+    number = luigi.IntParameter()
+    def run(self):
+        with open(BUSY, "a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write("+"); file.flush()
+            fcntl.flock(file, fcntl.LOCK_UN)
+        time.sleep(0.05)
+        if self.number == FAILS: raise ValueError("cannot count to three")
+        self.output().write_text(f"{current().run_id} {os.getpid()}")
+        with open(BUSY, "a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write("-")
+    def output(self): return RemoteTarget(f"local-{self.number}")
+
+class Job(SbatchTask):
+    def command(self): return "touch job.txt"
+    def output(self): return RemoteTarget("job.txt")
+
+class Many(luigi.WrapperTask):
+    def requires(self): return [Local(number=i) for i in range(12)] + [Job()]
+"""
+
+
+def test_plain_tasks_run_in_few_processes_while_jobs_are_not_held_up(
+    bench: Bench, poll: Callable[[Callable[[], bool]], None]
+) -> None:
+    agent = bench.agent()
+    busy = bench.path / "busy"
+    module = bench.module("plain_flow", f"BUSY, FAILS = {str(busy)!r}, None\n" + PLAIN)
+    assert bench.run(agent, module, "Many", workers=3).state == "COMPLETE"
+    running = most = 0
+    for step in busy.read_text():
+        running += 1 if step == "+" else -1
+        most = max(most, running)
+    assert 2 <= most <= 3
+    assert len({agent.file(f"local-{i}").read_text() for i in range(12)}) == 12, "each in a process of its own"
+    assert {report.state for report in agent.reports.values()} == {"DONE"}
+
+
+def test_a_plain_task_that_raises_is_told_with_its_traceback(bench: Bench) -> None:
+    agent = bench.agent()
+    module = bench.module("plain_flow", f"BUSY, FAILS = {str(bench.path / 'busy')!r}, 3\n" + PLAIN)
+    outcome = bench.run(agent, module, "Many", workers=3)
+    assert outcome.state == "EXECUTOR_ERROR"
+    assert "Local failed: ValueError: cannot count to three" in outcome.reason
+    (failure,) = outcome.failed
+    assert "plain_flow.py" in failure.log_tail
+    states = sorted(report.state for report in agent.reports.values())
+    assert states == ["DONE"] * 12 + ["FAILED", "PENDING"]
+
+
+def test_what_is_wrong_while_the_graph_is_built_is_the_runs_reason(bench: Bench) -> None:
+    agent = bench.agent()
+    module = bench.module(
+        "wrong_flow",
+        HELLO
+        + """
+class Wrong(luigi.WrapperTask):
+    def requires(self): return Hello(mem="lots")
+class Data(luigi.ExternalTask):
+    def output(self): return RemoteTarget("given.txt")
+class Waits(luigi.WrapperTask):
+    def requires(self): return Data()
+""",
+    )
+    outcome = bench.run(agent, module, "Wrong")
+    assert outcome.state == "EXECUTOR_ERROR"
+    assert "Hello: mem: 'lots' is not an amount of memory" in outcome.reason
+    outcome = bench.run(agent, module, "Waits")
+    assert outcome.state == "EXECUTOR_ERROR"
+    assert "waits for data that no task makes" in outcome.reason
+
+
+def test_progress_of_an_array_is_told_while_it_runs(bench: Bench, poll: Callable[[Callable[[], bool]], None]) -> None:
+    agent = bench.agent(slots=1)
+    module = bench.module(
+        "slow_array",
+        """
+from bbpwf.workflow import ArrayTask, Element
+class Steps(ArrayTask):
+    def elements(self): return [Element(str(i), "sleep 0.8", []) for i in range(3)]
+""",
+    )
+    assert bench.run(agent, module, "Steps").state == "COMPLETE"
+    said = {report.message for report in agent.report_log}
+    assert any(text.startswith("1 of 3 done, 1 running") for text in said), said
