@@ -24,7 +24,7 @@ from bbpwf.workflow.arrays import ArrayTask
 from bbpwf.workflow.dispatch import Dispatcher
 from bbpwf.workflow.process import HeldProcess, JobProcess, LocalProcess
 from bbpwf.workflow.reporting import Reporter, readable
-from bbpwf.workflow.request import Failure
+from bbpwf.workflow.request import LOG_TAIL_CHARS, Failure
 from bbpwf.workflow.targets import prefetched
 from bbpwf.workflow.tasks import JobTask
 
@@ -117,18 +117,16 @@ class Worker(_Base):  # type: ignore[misc]  # see _Base
             return
         text = readable(kwargs.get("expl"))
         if status not in {DONE, PENDING, RUNNING} and task.task_id not in self._reporter.failures:
-            last = text.strip().splitlines()[-1] if text.strip() else f"its status is {status}"
-            self._reporter.failed(
-                task.task_id,
-                [Failure(task_id=task.task_id, label=task.task_family, reason=last, log_tail=text[-4000:])],
-            )
+            reason, detail = _told(text) if text.strip() else (f"its status is {status}", "")
+            failure = Failure(task_id=task.task_id, label=task.task_family, reason=reason, log_tail=detail)
+            self._reporter.failed(task.task_id, [failure])
         self._reporter.note(task, status, text if status == FAILED else self._broken.get(task.task_id, ""))
 
     def _note_broken(self, task: Any, trace: str) -> None:
         error = sys.exc_info()[1]
         reason = str(error) if isinstance(error, BbpwfError) else trace.strip().splitlines()[-1]
         self._broken[task.task_id] = reason
-        detail = "" if isinstance(error, BbpwfError) else trace[-4000:]
+        detail = "" if isinstance(error, BbpwfError) else trace[-LOG_TAIL_CHARS:]
         self._reporter.failed(
             task.task_id, [Failure(task_id=task.task_id, label=task.task_family, reason=reason, log_tail=detail)]
         )
@@ -241,6 +239,14 @@ class Worker(_Base):  # type: ignore[misc]  # see _Base
         """Change how many plain tasks run at once; jobs in flight are not affected."""
         self._local_slots = max(1, n)
         self._scheduler.add_worker(self._id, {"workers": self._local_slots})
+
+
+def _told(text: str) -> tuple[str, str]:
+    """The sentence in an explanation, and its details: of a traceback the last line, of words the first."""
+    lines = text.strip().splitlines()
+    if "Traceback (most recent call last)" in text:
+        return lines[-1], text[-LOG_TAIL_CHARS:]
+    return lines[0], "\n".join(lines[1:])[-LOG_TAIL_CHARS:]
 
 
 def _outputs(tasks: Iterable[Any]) -> list[Any]:
