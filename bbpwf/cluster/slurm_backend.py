@@ -15,9 +15,8 @@ from typing import Literal
 
 from bbpwf import shell
 from bbpwf.cluster.backend import Accepted, Answer, Entry, PutOff, Refused, Submission, Unclear
-from bbpwf.cluster.jobs import Resources
 from bbpwf.cluster.spool import job_script, manifest
-from bbpwf.errors import BbpwfError, SlurmBusy, SlurmError, SubmitAmbiguous, SubmitLimited
+from bbpwf.errors import SlurmBusy, SlurmError, SubmitAmbiguous, SubmitLimited
 from bbpwf.slurm import sbatch
 from bbpwf.slurm.client import SlurmClient
 from bbpwf.slurm.sbatch import SbatchOptions
@@ -40,7 +39,7 @@ exec 9>submit.lock
 flock -w 240 9 || exit 75
 put() {{ printf '%s' "$2" >"$1" || exit 1; }}
 sub() {{ # batch, fresh, sbatch arguments
-    local d=batches/$1 fresh=$2 out code
+    local batch=$1 d=batches/$1 fresh=$2 out code
     shift 2
     [ "$fresh" = fresh ] && [ ! -s "$d/answer" ] && rm -f "$d/sent"
     if [ -s "$d/answer" ]; then
@@ -54,9 +53,12 @@ sub() {{ # batch, fresh, sbatch arguments
         [ $code -eq 0 ] && printf '%s' "$out" >"$d/answer"
         [ $code -eq 0 ] || out=$(<"$d/stderr")
     fi
-    printf '\\n%s %s %s %s\\n%s' {nonce} "${{d#batches/}}" "$code" "${{#out}}" "$out"
+    say "$batch" "$code" "$out"
 }}
-LC_ALL=C
+say() {{
+    local LC_ALL=C # lengths in bytes
+    printf '\\n%s %s %s %s\\n%s' {nonce} "$1" "$2" "${{#3}}" "$3"
+}}
 """
 
 
@@ -136,7 +138,7 @@ class SlurmBackend:
                     state=job_state_from_slurm(job.state),
                     raw=job.state,
                     reason=job.reason,
-                    ending=job.state in {"COMPLETING", "STAGE_OUT"},
+                    ending=job.completing,
                 )
             )
         return entries
@@ -160,37 +162,30 @@ def sbatch_options(submission: Submission, *, default_partition: str = "") -> Sb
         throttle=submission.throttle if size > 1 else 0,
         output=f"{submission.folder.path}/log.%a" if size > 1 else f"{submission.folder.path}/log.0",
         open_mode="append",
-        export=_EXPORTED,
         requeue=True,
         kill_on_invalid_dependency=True,
         chdir="/",
         partition=resources.partition or default_partition,
-        **_resource_options(resources),
+        account=resources.account,
+        qos=resources.qos,
+        time_limit=resources.time_limit,
+        nodes=resources.nodes,
+        ntasks=resources.ntasks,
+        ntasks_per_node=resources.ntasks_per_node,
+        cpus_per_task=resources.cpus_per_task,
+        memory_mb=resources.memory_mb,
+        memory_per_cpu_mb=resources.memory_per_cpu_mb,
+        gpus=resources.gpus,
+        exclusive=resources.exclusive,
+        constraint=resources.constraint,
+        dependency=resources.dependency,
+        extra=resources.options,
     )
-
-
-def _resource_options(resources: Resources) -> dict[str, object]:
-    return {
-        "account": resources.account,
-        "qos": resources.qos,
-        "time_limit": resources.time_limit,
-        "nodes": resources.nodes,
-        "ntasks": resources.ntasks,
-        "ntasks_per_node": resources.ntasks_per_node,
-        "cpus_per_task": resources.cpus_per_task,
-        "memory_mb": resources.memory_mb,
-        "memory_per_cpu_mb": resources.memory_per_cpu_mb,
-        "gpus": resources.gpus,
-        "exclusive": resources.exclusive,
-        "constraint": resources.constraint,
-        "dependency": resources.dependency,
-        "extra": resources.options,
-    }
 
 
 def submit_script(submissions: Sequence[Submission], spool: str, nonce: str, *, default_partition: str = "") -> str:
     """The script that submits them: builtins wherever possible, for every process costs as much as sbatch itself."""
-    parts = [_PROLOGUE.format(spool=shell.quote([spool]), nonce=nonce)]
+    parts = [sbatch.environment_script(_EXPORTED), _PROLOGUE.format(spool=shell.quote([spool]), nonce=nonce)]
     parts.append(f"mkdir -p {shell.quote(f'batches/{s.batch_id}' for s in submissions)} || exit 1\n")
     for submission in submissions:
         text, extra = manifest(list(submission.scripts))
@@ -226,9 +221,9 @@ def _answer(said: tuple[str, str] | None) -> Answer:
             return Accepted(sbatch.parse(text))
         except SlurmError as error:
             return Unclear(str(error))
-    error: BbpwfError = sbatch.failure(int(code), text)
-    if isinstance(error, (SubmitLimited, SlurmBusy)):
-        return PutOff(error.message)
-    if isinstance(error, SubmitAmbiguous):
-        return Unclear(error.message)
-    return Refused(error.message)
+    failure = sbatch.failure(int(code), text)
+    if isinstance(failure, (SubmitLimited, SlurmBusy)):
+        return PutOff(failure.message)
+    if isinstance(failure, SubmitAmbiguous):
+        return Unclear(failure.message)
+    return Refused(failure.message)
