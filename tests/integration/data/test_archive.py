@@ -208,7 +208,7 @@ def test_a_checksum_of_the_object_counts_even_above_the_size_that_is_read_back(
 def test_without_an_administrator_auto_export_is_watched(build: Build, shared: Shared) -> None:
     path = shared.file("f")
     with pytest.raises(DeadlineExceeded, match="not in the archive"):
-        build(privileged=False).archive([path], timeout=1)
+        build(privileged=False).archive([path], timeout=3)
     shared.faults(auto_export=True)
     assert build(privileged=False).archive([path], timeout=60)
 

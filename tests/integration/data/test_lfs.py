@@ -153,7 +153,7 @@ def test_a_stopped_coordinator_says_eagain(shared: Shared) -> None:
 
 def test_copying_that_was_killed_goes_on_with_the_next_look(shared: Shared) -> None:
     path = shared.file("f")
-    shared.faults(delay_s=1.0)
+    shared.faults(delay_s=3.0)
     archive(shared, path)
     lfs.stop(shared.disk)
     assert state(shared, path).mask in (0x0, 0x1)  # the look starts it again
