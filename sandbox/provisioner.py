@@ -95,7 +95,7 @@ def _lambda(method: str, query: dict[str, str], clusters: Clusters, faults: Prov
             return PlainTextResponse(f"<class 'botocore.errorfactory.{_kind(error)}'>", 500)
         return PlainTextResponse(gone, 404) if summary is None else JSONResponse({"cluster": summary})
     if not both:
-        return JSONResponse({"clusters": clusters.summaries()})
+        return JSONResponse({"clusters": clusters.summaries(faults)})
     if faults.describe_error:
         return _failure(f"<class '{faults.describe_error}'>", 500, faults)
     found: dict[str, Any] | None = clusters.describe(vlab_id, project_id, faults)

@@ -48,6 +48,8 @@ class ProvisionerFaults(Knobs):
     """A repeated POST names the wrong secret: first hit of a prefix match, or the two exchanged."""
     plain_text: bool = False
     """Errors and ``/version`` are plain text, as before #68."""
+    stage: Literal["", "absent", "creating", "booting", "deleting"] = ""
+    """Clusters get no further than this: not to be seen yet, without or with a head node, being deleted."""
     never_appears: bool = False
     """No cluster follows a POST, as with a tier that does not exist."""
     create_fails: str = ""
@@ -131,7 +133,7 @@ class Clusters:
             elif not fresh and faults.swap_arns == "swapped":
                 user, admin = admin, user
             possible = _NAME.match(name) and query.get("tier", "debug") in TIERS and not faults.never_appears
-            if possible and self._find(name) is None:
+            if possible and self._find(name, faults) is None:
                 lustre = query.get("include_lustre", "true").lower() == "true"
                 now = self._clock.now()
                 self._known[name] = Cluster(name, vlab_id, project_id, lustre, now, failure=faults.create_fails)
@@ -148,10 +150,10 @@ class Clusters:
     def describe(self, vlab_id: str, project_id: str, faults: ProvisionerFaults) -> dict[str, Any] | None:
         """GET with both ids; ``None`` while nothing of the name is to be seen."""
         with self._lock:
-            cluster = self._find(f"pcluster-{vlab_id}-{project_id}")
-            if cluster is None or self._age(cluster) < 0:
+            cluster = self._find(f"pcluster-{vlab_id}-{project_id}", faults)
+            if cluster is None or self._age(cluster, faults) < 0:
                 return None
-            status, stack = self._status(cluster)
+            status, stack = self._status(cluster, faults)
         answer: dict[str, Any] = {
             "clusterName": cluster.name,
             "region": REGION,
@@ -174,25 +176,25 @@ class Clusters:
             "clusterFsxId": "fs-0123456789abcdef0" if cluster.lustre else None,
         }
         # the instance exists from a third of the creation on, long before anybody can log in
-        if status.startswith("CREATE") and self._age(cluster) >= self._timing.create / 3:
+        if status.startswith("CREATE") and self._age(cluster, faults) >= self._timing.create / 3:
             state = faults.head_node_state if status == "CREATE_COMPLETE" else "running"
             answer["headNode"] = {
                 "instanceId": "i-0123456789abcdef0",
                 "instanceType": "t3.large",
                 "launchTime": _iso(cluster.asked),
                 "privateIpAddress": self._head_node,
-                "state": "pending" if self._age(cluster) < self._timing.create * 2 / 3 else state,
+                "state": "pending" if self._age(cluster, faults) < self._timing.create * 2 / 3 else state,
             }
         if status == "CREATE_FAILED":
             reason = "Failed to execute OnNodeConfigured script 1, return code: 1."
             answer["failures"] = [{"failureCode": cluster.failure, "failureReason": reason}]
         return answer
 
-    def summaries(self) -> list[dict[str, Any]]:
+    def summaries(self, faults: ProvisionerFaults) -> list[dict[str, Any]]:
         """GET without both ids."""
         with self._lock:
-            present = [c for name in list(self._known) if (c := self._find(name)) and self._age(c) >= 0]
-            return [self._summary(cluster) for cluster in present]
+            found = [self._find(name, faults) for name in list(self._known)]
+            return [self._summary(c, faults) for c in found if c is not None and self._age(c, faults) >= 0]
 
     def delete(self, vlab_id: str, project_id: str, faults: ProvisionerFaults) -> dict[str, Any] | None:
         """DELETE: the secrets go first, then the cluster; ``None`` if there is no cluster.
@@ -205,16 +207,16 @@ class Clusters:
             for suffix in self._keys:
                 self._manager.describe_secret(SecretId=name + suffix)
                 self._manager.delete_secret(SecretId=name + suffix, ForceDeleteWithoutRecovery=True)
-            cluster = self._find(name)
-            if cluster is None or self._age(cluster) < 0:
+            cluster = self._find(name, faults)
+            if cluster is None or self._age(cluster, faults) < 0:
                 return None
             cluster.deleted = self._clock.now()
             cluster.delete_fails = faults.delete_fails
             self._keep()
-            return self._summary(cluster)
+            return self._summary(cluster, faults)
 
-    def _summary(self, cluster: Cluster) -> dict[str, Any]:
-        status, stack = self._status(cluster)
+    def _summary(self, cluster: Cluster, faults: ProvisionerFaults) -> dict[str, Any]:
+        status, stack = self._status(cluster, faults)
         return {
             "clusterName": cluster.name,
             "region": REGION,
@@ -225,25 +227,28 @@ class Clusters:
             "scheduler": {"type": "slurm"},
         }
 
-    def _age(self, cluster: Cluster) -> float:
+    def _age(self, cluster: Cluster, faults: ProvisionerFaults) -> float:
         """Seconds since the stack became visible; negative before."""
-        return self._clock.now() - cluster.asked - self._timing.absent
+        held = {"absent": -1.0, "creating": 0.0, "booting": self._timing.create / 2}
+        return min(self._clock.now() - cluster.asked - self._timing.absent, held.get(faults.stage, float("inf")))
 
-    def _status(self, cluster: Cluster) -> tuple[str, str]:
+    def _gone(self, cluster: Cluster, faults: ProvisionerFaults) -> bool:
+        """Whether its deletion took its time."""
+        over = self._clock.now() - cluster.deleted >= self._timing.delete
+        return bool(cluster.deleted) and over and faults.stage != "deleting"
+
+    def _status(self, cluster: Cluster, faults: ProvisionerFaults) -> tuple[str, str]:
         if cluster.deleted:
-            over = self._clock.now() - cluster.deleted >= self._timing.delete
-            status = "DELETE_FAILED" if over and cluster.delete_fails else "DELETE_IN_PROGRESS"
-        elif self._age(cluster) < self._timing.create:
+            status = "DELETE_FAILED" if self._gone(cluster, faults) else "DELETE_IN_PROGRESS"
+        elif self._age(cluster, faults) < self._timing.create:
             status = "CREATE_IN_PROGRESS"
         else:
             status = "CREATE_FAILED" if cluster.failure else "CREATE_COMPLETE"
         return status, status
 
-    def _find(self, name: str) -> Cluster | None:
+    def _find(self, name: str, faults: ProvisionerFaults) -> Cluster | None:
         cluster = self._known.get(name)
-        if cluster is None or not cluster.deleted or cluster.delete_fails:
-            return cluster
-        if self._clock.now() - cluster.deleted < self._timing.delete:
+        if cluster is None or cluster.delete_fails or not self._gone(cluster, faults):
             return cluster
         del self._known[name]
         self._keep()

@@ -293,14 +293,14 @@ def test_hostile_tokens_are_refused_without_being_repeated(issuer: Issuer, verif
 
 
 def test_times_are_judged_with_a_little_leeway(issuer: Issuer, clock: ShiftedClock) -> None:
-    verifier = TokenVerifier(issuer.settings(leeway_s=10), clock)
-    token = issuer.forge(exp=int(time.time()) + 100)
-    clock.ahead = 105
+    verifier = TokenVerifier(issuer.settings(leeway_s=60), clock)
+    token = issuer.forge(exp=int(time.time()) + 1000)
+    clock.ahead = 1030
     assert verifier.verify(token).username == "alice"
-    clock.ahead = 111
+    clock.ahead = 1062
     with pytest.raises(NotAuthenticated, match="expired"):
         verifier.verify(token)
-    clock.ahead = -8
+    clock.ahead = -30
     assert verifier.verify(issuer.forge(nbf=int(time.time()))).username == "alice"
 
 
@@ -325,12 +325,13 @@ def test_a_rotated_key_is_found_at_once(issuer: Issuer, verifier: TokenVerifier)
 
 def test_invented_keys_do_not_hammer_the_issuer(issuer: Issuer, verifier: TokenVerifier, clock: ShiftedClock) -> None:
     verifier.verify(issuer.token())
-    issuer.faults(slow_s=0.3)
+    invented = [issuer.forge({"kid": f"invented-{number}"}) for number in range(50)]
+    issuer.faults(slow_s=0.5)
     begun = time.monotonic()
-    for number in range(50):
+    for token in invented:
         with pytest.raises(NotAuthenticated, match="does not publish"):
-            verifier.verify(issuer.forge({"kid": f"invented-{number}"}))
-    assert time.monotonic() - begun < 5  # one fetch, not fifty, which would take 15 s
+            verifier.verify(token)
+    assert time.monotonic() - begun < 9  # one fetch, not fifty, which would take 25 s
     issuer.faults(slow_s=0, rotate_keys=True)
     clock.ahead += 11
     assert verifier.verify(issuer.token("ada")).username == "ada"
@@ -381,12 +382,12 @@ def test_a_dead_issuer_is_not_waited_for_long(issuer: Issuer, verifier: TokenVer
     for _ in range(20):  # and the next callers are told at once
         with pytest.raises(IdentityUnavailable):
             verifier.verify(token)
-    assert time.monotonic() - begun < 9
+    assert time.monotonic() - begun < 20
 
 
 def test_many_threads_fetch_the_keys_once(issuer: Issuer, verifier: TokenVerifier) -> None:
     token = issuer.token()
-    issuer.faults(slow_s=0.5)
+    issuer.faults(slow_s=1.5)
     outcomes: list[str] = []
     threads = [threading.Thread(target=lambda: outcomes.append(verifier.verify(token).username)) for _ in range(10)]
     begun = time.monotonic()
@@ -395,7 +396,7 @@ def test_many_threads_fetch_the_keys_once(issuer: Issuer, verifier: TokenVerifie
     for thread in threads:
         thread.join(20)
     assert outcomes == ["alice"] * 10
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - begun < 10  # one after the other they would take 15 s
 
 
 def test_a_warm_check_takes_less_than_a_millisecond(issuer: Issuer, verifier: TokenVerifier) -> None:
