@@ -71,12 +71,14 @@ Answer = Accepted | Refused | PutOff | Unclear
 class Entry:
     """One element as the scheduler's queue shows it.
 
+    ``position`` is ``None`` for the record of a single job, and for what is left of an array: once all its waiting
+    elements were cancelled, Slurm shows one record without an index for all of them (seen with 22.05).
     ``state`` is ``None`` for a name that is not in our table (``raw`` holds it). ``ending`` says that the final
     state is still hidden (Slurm's COMPLETING).
     """
 
     batch_id: str
-    position: int
+    position: int | None
     scheduler_id: str
     state: JobState | None
     raw: str

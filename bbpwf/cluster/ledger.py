@@ -60,7 +60,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Live:
-    """A job that was sent and has not ended. ``base`` is the attempt that its submission was made for."""
+    """A job that was sent and has not ended.
+
+    ``base`` is the attempt that its submission was made for, ``size`` the number of jobs in that submission.
+    """
 
     key: str
     run_id: str
@@ -69,6 +72,7 @@ class Live:
     base: int
     batch_id: str
     position: int
+    size: int
     scheduler_id: str
     seen_at: float
     cancel: bool
@@ -379,12 +383,21 @@ class Ledger:
     def live(self, cluster: str) -> list[Live]:
         """Jobs of a cluster that the scheduler may know and that have not ended."""
         query = (
-            sa.select(jobs, batch_jobs.c.position, batch_jobs.c.attempt.label("base"))
+            sa.select(
+                *(
+                    jobs.c[n]
+                    for n in ("key", "run_id", "state", "attempt", "batch_id", "scheduler_id", "seen_at", "cancel")
+                ),
+                batch_jobs.c.position,
+                batch_jobs.c.attempt.label("base"),
+                batches.c.size,
+            )
             .join_from(
                 jobs,
                 batch_jobs,
                 sa.and_(batch_jobs.c.batch_id == jobs.c.batch_id, batch_jobs.c.job_key == jobs.c.key),
             )
+            .join(batches, batches.c.batch_id == jobs.c.batch_id)
             .where(jobs.c.cluster == cluster, jobs.c.state.in_([JobState.QUEUED.value, JobState.RUNNING.value]))
         )
         with self._reading() as db:
@@ -397,6 +410,7 @@ class Ledger:
                     row.base,
                     row.batch_id,
                     row.position,
+                    row.size,
                     row.scheduler_id,
                     row.seen_at,
                     row.cancel,

@@ -240,6 +240,8 @@ class Monitor:
         gone: list[tuple[Live, Entry | None]] = []
         for job in self._ledger.live(self._cluster):
             entry = entries.get((job.batch_id, job.position))
+            if entry is None and (job.size == 1 or job.state is JobState.QUEUED):
+                entry = entries.get((job.batch_id, None))  # a single job's, or that of the elements that never began
             if entry is not None and (entry.ending or (entry.state is not None and not entry.state.terminal)):
                 sightings.append(self._alive(job, entry, now))
             else:

@@ -133,7 +133,7 @@ class SlurmBackend:
             entries.append(
                 Entry(
                     batch_id=job.comment.removeprefix(COMMENT),
-                    position=job.array_index or 0,
+                    position=job.array_index,
                     scheduler_id=job.display_id,
                     state=job_state_from_slurm(job.state),
                     raw=job.state,

@@ -29,6 +29,7 @@ class MemoryAgent:
 
     def __init__(self, root: Path, run_id: str = "r1", *, slots: int = 4, hold: bool = False) -> None:
         self.root = root
+        self._owner = os.getpid()
         self.incarnation = 1
         self.calls: Counter[str] = Counter()
         self.submitted: list[list[JobSpec]] = []
@@ -215,6 +216,7 @@ class MemoryAgent:
         return self.root / "runs" / self._run_id
 
     def _absolute(self, path: str) -> str:
+        assert os.getpid() == self._owner, "an agent's connections must not be used after a fork"
         return posixpath.normpath(posixpath.join(str(self._folder()), path))
 
     def _plan(self, spec: JobSpec, attempt: int) -> None:

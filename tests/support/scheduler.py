@@ -101,9 +101,9 @@ class MemoryScheduler:
     ) -> None:
         """Make the queue show (an element of) a submission in a state."""
         size = len(self.jobs[batch_id].scripts)
-        for each in range(size) if position is None else [position]:
+        for each in range(size) if position is None and size > 1 else [position]:
             self.entries = [e for e in self.entries if (e.batch_id, e.position) != (batch_id, each)]
-            scheduler_id = element_id(self._ids[batch_id], each, size)
+            scheduler_id = element_id(self._ids[batch_id], each or 0, size)
             self.entries.append(Entry(batch_id, each, scheduler_id, state, raw, reason, ending))
 
     def purge(self) -> None:

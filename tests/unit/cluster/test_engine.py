@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bbpwf.cluster.backend import PutOff, Refused, Unclear
+from bbpwf.cluster.backend import Entry, PutOff, Refused, Unclear
 from bbpwf.cluster.database import open_database
 from bbpwf.cluster.jobs import ExitRecord, JobSpec, JobView, job_key
 from bbpwf.cluster.ledger import Ledger
@@ -294,3 +294,16 @@ def test_events_of_other_agents_are_ignored(engine: Engine) -> None:
     engine.ended("bffffffffffffffff", 0)
     engine.ended(batch_id, 0, position=5)
     assert engine.view().state is JobState.QUEUED
+
+
+def test_waiting_elements_of_a_cancelled_array_are_known_by_the_array_s_record(engine: Engine) -> None:
+    batch_id = engine.submitted(3)
+    engine.started(batch_id, position=0)
+    engine.ledger.cancel("run", None)
+    engine.scheduler.purge()
+    engine.scheduler.entries = [
+        Entry(batch_id, 0, "101_0", JobState.RUNNING, "COMPLETING", ending=True),
+        Entry(batch_id, None, "101", JobState.CANCELLED, "CANCELLED", "JobArrayTaskLimit"),
+    ]
+    engine.monitor.poll()
+    assert [engine.view(i).state for i in range(3)] == [JobState.RUNNING, JobState.CANCELLED, JobState.CANCELLED]

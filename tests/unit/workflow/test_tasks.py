@@ -211,7 +211,7 @@ def test_two_hundred_jobs_in_flight_have_no_process_and_no_thread(
     outcome = bench.run(agent, module, "All", workers=1)
     looker.join()
     assert outcome.state == "COMPLETE"
-    assert seen["threads"] == 2, "Luigi's keep-alive and the watcher"
+    assert seen["threads"] <= 3, "Luigi's keep-alive, the watcher, and who answers forked tasks"
     assert seen["stats"] <= 10, "outputs of a level of the graph are looked up in one round trip"
     assert agent.calls["submit"] <= 20, "jobs are submitted many at a time"
 
