@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from bbpwf.clock import Clock
 from bbpwf.cluster.api import READ_LIMIT, RunAgent
+from bbpwf.cluster.client import AgentClient
 from bbpwf.cluster.jobs import Archived, ClusterInfo, JobSpec, JobView, Observation, TaskReport
 from bbpwf.errors import ConnectFailed, TransportError
+from bbpwf.redact import Redactor
 from bbpwf.transport.protocol import Completed, FileStat
+
+if TYPE_CHECKING:
+    from bbpwf.cluster.agent import BoundAgent
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -31,6 +38,26 @@ class AgentGone(BaseException):
     """
 
 
+class ForkService:
+    """An agent of this process, served on a socket that only this user reaches, for processes forked from it."""
+
+    def __init__(self, agent: RunAgent) -> None:
+        # late: these bring the ledger along, which a head with its agent elsewhere has no use for
+        from bbpwf.cluster.rpc import Server
+        from bbpwf.cluster.server import run_methods
+
+        self._folder = tempfile.TemporaryDirectory(prefix="bbpwf-")
+        self.path = Path(self._folder.name) / "agent.sock"
+        # what is served is no more than the protocol has
+        self._server = Server(self.path, run_methods(cast("BoundAgent", agent)), Redactor())
+        self._server.start()
+
+    def close(self) -> None:
+        """Serve no more."""
+        self._server.stop()
+        self._folder.cleanup()
+
+
 class PatientAgent:
     """A :class:`bbpwf.cluster.api.RunAgent` that repeats calls while the agent or the cluster does not answer.
 
@@ -46,7 +73,10 @@ class PatientAgent:
     def __init__(
         self, agent: RunAgent, clock: Clock, *, socket_path: Path | None = None, patience: float = PATIENCE
     ) -> None:
-        self._agent = agent
+        self._owner = os.getpid()
+        self._own = agent
+        self._child: tuple[int, RunAgent] | None = None
+        self._service: ForkService | None = None
         self._socket = str(socket_path) if socket_path else None
         self._clock = clock
         self._patience = patience
@@ -54,10 +84,33 @@ class PatientAgent:
         self.interrupt: Callable[[], None] = lambda: None
         """Called between tries, in the thread that made this object; raises to give up."""
 
+    def prepare_fork(self) -> None:
+        """Make this handle usable in processes that will be forked: an agent in this very process is not.
+
+        Its connections must not be used by two processes, so that forked ones ask over a socket.
+        """
+        if self._socket is None and self._service is None:
+            self._service = ForkService(self._own)
+
+    def close(self) -> None:
+        """End what was made for forked processes."""
+        if self._service is not None and os.getpid() == self._owner:
+            self._service.close()
+            self._service = None
+
+    @property
+    def _agent(self) -> RunAgent:
+        if os.getpid() == self._owner or self._service is None:
+            return self._own
+        if self._child is None or self._child[0] != os.getpid():
+            self._socket = str(self._service.path)
+            self._child = (os.getpid(), AgentClient(self._service.path, self._own.run_id))
+        return self._child[1]
+
     @property
     def run_id(self) -> str:
         """The run that this handle is bound to."""
-        return self._agent.run_id
+        return self._own.run_id
 
     def _call(self, what: str, function: Callable[[], T], *, cluster: str = "", once: bool = False) -> T:
         began = self._clock.monotonic()

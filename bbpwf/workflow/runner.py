@@ -103,15 +103,23 @@ def run_local(
             module = import_module(request.module, attachments=request.attachments)
             config.check()
             task = build(find_task(module, request.task), request.params)
-            return _execute(task, context, cancellation, output_patience)
+            return _execute(task, context, cancellation, output_patience, patient.prepare_fork)
         except Canceled:
             patient.interrupt = lambda: None
             return _cancel(patient, clock, cancel_patience)
         except RPCError as error:
             raise SchedulerGone(f"Luigi's scheduler at {request.scheduler_url} does not answer: {error}") from error
+        finally:
+            patient.close()
 
 
-def _execute(task: luigi.Task, context: RunContext, cancellation: Cancellation, output_patience: float) -> Outcome:
+def _execute(
+    task: luigi.Task,
+    context: RunContext,
+    cancellation: Cancellation,
+    output_patience: float,
+    before_fork: Callable[[], None],
+) -> Outcome:
     request = context.request
     scheduler: Any = central(request.scheduler_url, request.run_id) if request.scheduler_url else in_process()
     reporter = Reporter(context.agent)
@@ -126,6 +134,7 @@ def _execute(task: luigi.Task, context: RunContext, cancellation: Cancellation, 
             worker_id=f"run {request.run_id}",
             local_slots=request.workers,
             max_jobs=request.max_jobs,
+            before_fork=before_fork,
         )
         dispatcher.start()
         with worker:

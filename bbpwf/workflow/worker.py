@@ -10,7 +10,7 @@ import multiprocessing
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
@@ -45,6 +45,7 @@ class Worker(_Base):  # type: ignore[misc]  # see _Base
             the old one had.
         local_slots: forked processes at once.
         max_jobs: job tasks in flight at once.
+        before_fork: called before a process is forked.
     """
 
     _first_task: str | None
@@ -60,6 +61,7 @@ class Worker(_Base):  # type: ignore[misc]  # see _Base
         worker_id: str,
         local_slots: int,
         max_jobs: int,
+        before_fork: Callable[[], None],
     ) -> None:
         super().__init__(
             scheduler=scheduler,
@@ -71,6 +73,7 @@ class Worker(_Base):  # type: ignore[misc]  # see _Base
         )
         self._dispatcher = dispatcher
         self._reporter = reporter
+        self._before_fork = before_fork
         self._local_slots = local_slots
         self._local: dict[str, LocalProcess] = {}
         self._held: deque[str] = deque()
@@ -165,6 +168,7 @@ class Worker(_Base):  # type: ignore[misc]  # see _Base
             if process.timeout_time is not None:
                 self._timed[task.task_id] = process
             return process
+        self._before_fork()
         local = LocalProcess(  # type: ignore[no-untyped-call]  # Luigi's constructor
             self._config.task_process_context,
             task,
