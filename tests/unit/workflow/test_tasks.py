@@ -424,9 +424,24 @@ def test_progress_of_an_array_is_told_while_it_runs(bench: Bench, poll: Callable
         """
 from bbpwf.workflow import ArrayTask, Element
 class Steps(ArrayTask):
-    def elements(self): return [Element(str(i), "sleep 0.8", []) for i in range(3)]
+    def elements(self): return [Element(str(i), f"until [ -e go-{i} ]; do sleep 0.05; done", []) for i in range(3)]
 """,
     )
-    assert bench.run(agent, module, "Steps").state == "COMPLETE"
-    said = {report.message for report in agent.report_log}
-    assert any(text.startswith("1 of 3 done, 1 running") for text in said), said
+    seen: list[str] = []
+
+    def told(text: str) -> bool:
+        seen[:] = [report.message for report in agent.report_log]
+        return any(message.startswith(text) for message in seen)
+
+    def watch() -> None:
+        for number, text in enumerate(("0 of 3 done, 1 running, 2 waiting", "1 of 3 done, 1 running, 1 waiting")):
+            poll(lambda text=text: told(text))  # type: ignore[misc]  # bound now, not at the call
+            agent.file(f"go-{number}").touch()
+        agent.file("go-2").touch()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    outcome = bench.run(agent, module, "Steps")
+    watcher.join()
+    assert outcome.state == "COMPLETE"
+    assert told("1 of 3 done, 1 running, 1 waiting"), seen
