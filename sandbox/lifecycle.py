@@ -160,15 +160,16 @@ def _end_all(folder: Path, state: SandboxState | None, report: Report) -> int:
     """End what ``state`` lists, what descends from it, and whatever else carries the sandbox's marks."""
     names = {folder} | ({state.short} if state is not None else set())
     parts = [part for part in state.parts if part.process.alive()] if state is not None else []
-    ended: set[ProcessId] = set(belonging(*names)) | set(descendants(part.process for part in parts))
+    ended: set[ProcessId] = set(descendants([*belonging(*names), *(part.process for part in parts)]))
     if state is not None:
         _end_in_order(state, parts, report)
     with contextlib.suppress(TimeoutError):
         lfs.stop(Layout(folder).shared_disk)
     left: Sequence[ProcessId] = [process for process in ended if process.alive()]
     for _ in range(5):  # what is ended may have started something in the meantime
-        left = end({*left, *belonging(*names)}, grace=2.0)
-        ended |= set(left)
+        late = set(descendants(belonging(*names)))
+        ended |= late
+        left = end({*left, *late}, grace=2.0)
         if not left and not belonging(*names):
             break
     else:

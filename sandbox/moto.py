@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import boto3
 from botocore.config import Config
@@ -30,15 +31,20 @@ def process(port: int, env: Mapping[str, str], log: Path) -> Process:
     )
 
 
+def s3_client(endpoint: str) -> Any:
+    """A client for the S3 at ``endpoint``, with limits."""
+    session = boto3.Session(CREDENTIALS["AWS_ACCESS_KEY_ID"], CREDENTIALS["AWS_SECRET_ACCESS_KEY"], region_name=REGION)
+    limits = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 2})
+    return session.client("s3", endpoint_url=endpoint, config=limits)
+
+
 def make_buckets(endpoint: str, names: Iterable[str] = (NEXUS_BUCKET, SCRATCH_BUCKET)) -> None:
     """Make the buckets of the platform; those that exist stay as they are.
 
     Raises:
         SandboxError: moto does not answer or refuses.
     """
-    session = boto3.Session(CREDENTIALS["AWS_ACCESS_KEY_ID"], CREDENTIALS["AWS_SECRET_ACCESS_KEY"], region_name=REGION)
-    limits = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 2})
-    client = session.client("s3", endpoint_url=endpoint, config=limits)
+    client = s3_client(endpoint)
     for name in names:
         try:
             client.create_bucket(Bucket=name)

@@ -21,6 +21,7 @@ MARKER = "BBPWF_SANDBOX"
 """Name of the variable that every process of a sandbox carries; its value is the sandbox's folder."""
 
 _PROC = Path("/proc")
+_SLURM_DAEMONS = frozenset({"munged", "slurmctld", "slurmd", "slurmstepd", "slurmscriptd"})
 
 
 class ProcessId(BaseModel):
@@ -127,10 +128,11 @@ def _belongs(pid: int, folders: Sequence[Path]) -> bool:
     inside = tuple(f"{folder}/" for folder in folders)
     if env.get("HOME", "").startswith(inside):
         return True
-    if "SLURM_JOB_ID" in env and env.get("SLURM_CONF", "").startswith(inside):
+    name = _name(pid)
+    if env.get("SLURM_CONF", "").startswith(inside) and ("SLURM_JOB_ID" in env or name in _SLURM_DAEMONS):
         return True
     # sshd writes its status over its environment; it keeps its log open
-    return _name(pid) == "sshd" and any(target.startswith(inside) for target in _open_files(pid))
+    return name == "sshd" and any(target.startswith(inside) for target in _open_files(pid))
 
 
 def _pairs(entries: Iterable[bytes]) -> Iterator[tuple[str, str]]:

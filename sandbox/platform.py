@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 from bbpwf.shell import exports
-from sandbox import environment
+from sandbox import environment, lfs
 from sandbox.double import save
 from sandbox.layout import Layout, software_environment
 from sandbox.parts import LISTENERS, Chain, Parts, Step
@@ -67,8 +68,10 @@ class Platform:
         layout, state = self._layout, self.state
         for folder in (layout.logs, layout.service_state, layout.client_state, layout.data_root, layout.home("sim")):
             folder.mkdir(parents=True, exist_ok=True)
-        # moto forgets everything when it ends, so what the provisioner remembers of secrets in it is void
+        # moto forgets everything when it ends, so what others remember of secrets and objects in it is void
         (layout.root / "provisioner" / "clusters.json").unlink(missing_ok=True)
+        for name in ("files", "queue"):
+            shutil.rmtree(lfs.state_folder(layout.shared_disk) / name, ignore_errors=True)
         if not layout.client_secret.exists():
             save(layout.client_secret, secrets.token_urlsafe(32) + "\n")
         secret = layout.client_secret.read_text().strip()
