@@ -49,6 +49,7 @@ class Worker(_Base):  # type: ignore[misc]  # see _Base
     """
 
     _first_task: str | None
+    _worker_info: list[tuple[str, Any]]
     _running_tasks: dict[str, Any]
     _task_result_queue: Any
 
@@ -79,6 +80,8 @@ class Worker(_Base):  # type: ignore[misc]  # see _Base
         self._held: deque[str] = deque()
         self._timed: dict[str, JobProcess] = {}
         self._broken: dict[str, str] = {}
+        shown = {"workers": local_slots}  # what the dashboard tells and lets people change
+        self._worker_info = [(name, shown.get(name, value)) for name, value in self._worker_info]
         self._task_result_queue.close()
         self._task_result_queue = dispatcher.results
 
