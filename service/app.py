@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fastapi import FastAPI
@@ -18,7 +18,7 @@ from bbpwf.clock import Clock, SystemClock
 from bbpwf.cluster.control import AgentControl
 from bbpwf.cluster.database import Database, open_database
 from bbpwf.cluster.runs import RunStore
-from bbpwf.errors import Conflict, InvalidConfig
+from bbpwf.errors import Conflict, InvalidConfig, InvalidInput
 from bbpwf.platform.login import Login
 from bbpwf.platform.tokens import TokenVerifier
 from bbpwf.redact import Redactor
@@ -34,9 +34,8 @@ from service.launches import Launches
 from service.ports import free_port
 from service.supervisor import Supervisor
 from service.underway import Surroundings
-from service.uploads import Uploads
+from service.uploads import KEPT_S, Uploads
 
-UPLOADS_KEPT_S = 24 * 3600.0
 CLUSTER_SLACK_S = 600.0
 """The agent gives up on a cluster by itself; a run that still waits this much later is ended all the same."""
 
@@ -55,6 +54,7 @@ class Instance:
     control: AgentControl
     supervisor: Supervisor
     launches: Launches
+    folder_of: Callable[[str], RunFolder]
     scheduler_url: str
     held: list[Lock] = field(default_factory=list)
 
@@ -93,7 +93,7 @@ def create_app(
     sessions = browser.BrowserSessions(login, authority, settings.service, instance.clock)
     luigi = dashboard.Dashboard(instance.scheduler_url)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         _begin(instance)
         try:
@@ -141,6 +141,10 @@ def _build(
     uploads = Uploads(state / "uploads", largest=settings.service.max_upload_mb * 1024 * 1024)
     catalogue = Catalogue(settings, uploads, clock)
     control = AgentControl(state / "agent.sock")
+
+    def folder_of(run_id: str) -> RunFolder:
+        return RunFolder(settings, uploads, run_id)
+
     port = settings.service.scheduler_port or free_port()
     scheduler_url = f"http://127.0.0.1:{port}"
     plain_env = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "HOME": str(state)}
@@ -150,7 +154,7 @@ def _build(
             control=control,
             agent=agent_daemon(agent_argv, env=agent_env, state=state, control=control, redactor=redactor, clock=clock),
             scheduler=scheduler_daemon(port, env=plain_env, state=state, redactor=redactor, clock=clock),
-            folder_of=lambda run_id: RunFolder(settings, uploads, run_id),
+            folder_of=folder_of,
             redactor=redactor,
             clock=clock,
             max_runs=settings.service.max_runs,
@@ -159,9 +163,20 @@ def _build(
             public_url=settings.service.public_url,
         )
     )
-    launches = Launches(store, uploads, catalogue, supervisor)
+    launches = Launches(store, uploads, catalogue, supervisor, folder_of)
     return Instance(
-        settings, redactor, clock, database, store, uploads, catalogue, control, supervisor, launches, scheduler_url
+        settings,
+        redactor,
+        clock,
+        database,
+        store,
+        uploads,
+        catalogue,
+        control,
+        supervisor,
+        launches,
+        folder_of,
+        scheduler_url,
     )
 
 
@@ -186,7 +201,10 @@ def hold(instance: Instance) -> None:
 
 def _begin(instance: Instance) -> None:
     hold(instance)
-    instance.uploads.forget(older_than=UPLOADS_KEPT_S)
+    for run in instance.store.unfinished():  # a launch that a crash cut short after its run was made
+        with contextlib.suppress(InvalidInput):  # told when its turn comes
+            instance.folder_of(run.run_id).attach(run)
+    instance.uploads.forget(older_than=KEPT_S)
     instance.supervisor.start()
 
 

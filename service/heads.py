@@ -71,12 +71,20 @@ class RunFolder:
         Raises:
             InvalidInput: an attachment is gone, or a setting of the launch makes no sense.
         """
+        self.attach(run)
+        self.outcome_path.unlink(missing_ok=True)
+        self._write_request(run, scheduler_url, public_url)
+
+    def attach(self, run: RunRecord) -> None:
+        """Make the folder, with the run's own copy of its attachments, unless that is done.
+
+        Raises:
+            UnsafeUpload: an attachment is gone.
+        """
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         attachments = self.path / "attachments"
         if run.request.attachments and not attachments.is_dir():
             self._uploads.copy_into(run.request.attachments, attachments)
-        self.outcome_path.unlink(missing_ok=True)
-        self._write_request(run, scheduler_url, public_url)
 
     def start(self, run: RunRecord, *, scheduler_url: str, public_url: str, redactor: Redactor) -> Child:
         """Start the run's head.

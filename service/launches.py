@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
 
 from bbpwf.cluster.runs import RunRecord, RunRequest, RunStore
@@ -11,7 +11,7 @@ from bbpwf.errors import Conflict, InvalidInput
 from bbpwf.states import RunState
 from service.access import Caller
 from service.catalogue import Catalogue
-from service.heads import workers_of
+from service.heads import RunFolder, workers_of
 from service.supervisor import Supervisor
 from service.uploads import Uploads
 
@@ -44,11 +44,19 @@ def workflow_url(text: str) -> str:
 class Launches:
     """Everything between a parsed form and a queued run. Calls block: use a worker thread."""
 
-    def __init__(self, store: RunStore, uploads: Uploads, catalogue: Catalogue, supervisor: Supervisor) -> None:
+    def __init__(
+        self,
+        store: RunStore,
+        uploads: Uploads,
+        catalogue: Catalogue,
+        supervisor: Supervisor,
+        folder_of: Callable[[str], RunFolder],
+    ) -> None:
         self._store = store
         self._uploads = uploads
         self._catalogue = catalogue
         self._supervisor = supervisor
+        self._folder_of = folder_of
 
     def accept(
         self,
@@ -98,6 +106,7 @@ class Launches:
         )
         self._catalogue.validate(request)
         run = self._store.create(request, caller.owner, idempotency_key)
+        self._folder_of(run.run_id).attach(run)
         self._supervisor.launched(run.run_id, caller.token)
         return run
 

@@ -7,6 +7,7 @@ was uploaded rather than by what the files are called, and a crash in between lo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -37,7 +38,11 @@ MAX_RATIO = 200
 UNPACKED_FACTOR = 4
 """How much larger than the largest request everything unpacked may be."""
 
+KEPT_S = 3600.0
+"""How long uploads are kept here: runs have copies, so this is only for launches under way and for retries."""
+
 _CHUNK = 1024 * 1024
+_TIDY_EVERY_S = 600.0
 _MODULE_SUFFIXES = (".py", ".pyc", ".pyi", ".so")
 _OURS = frozenset({"bbpwf", "tasks", "service", "sandbox", "sitecustomize", "usercustomize"})
 _MARK = "#sha256="
@@ -131,6 +136,7 @@ class Uploads:
     def __init__(self, folder: Path, *, largest: int) -> None:
         self._folder = folder
         self._largest = largest * UNPACKED_FACTOR
+        self._tidied = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def keep(self, files: Iterable[tuple[str, BinaryIO]]) -> list[Attachment]:
@@ -140,6 +146,9 @@ class Uploads:
             UnsafeUpload: names the file, and what is wrong with it.
             LimitExceeded: too many files, or too many bytes once unpacked.
         """
+        if time.monotonic() - self._tidied > _TIDY_EVERY_S:
+            self._tidied = time.monotonic()
+            self.forget(older_than=KEPT_S)
         kept: list[Attachment] = []
         room = self._largest
         for sent, file in files:
@@ -160,26 +169,30 @@ class Uploads:
         Raises:
             UnsafeUpload: a file is no longer kept; the launch has to be repeated.
         """
-        draft = folder.with_name(folder.name + ".new")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        for entry in recorded:
-            name, _, digest = entry.rpartition(_MARK)
-            target = draft / safe_name(name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                shutil.copyfile(self._folder / digest, target)
-            except FileNotFoundError:
-                raise UnsafeUpload(f"the attachment {name!r} is no longer kept", hint="Launch again.") from None
-        shutil.rmtree(folder, ignore_errors=True)
-        draft.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".attachments-"))
+        try:
+            for entry in recorded:
+                name, _, digest = entry.rpartition(_MARK)
+                target = draft / safe_name(name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    shutil.copyfile(self._folder / digest, target)
+                except FileNotFoundError:
+                    raise UnsafeUpload(f"the attachment {name!r} is no longer kept", hint="Launch again.") from None
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # somebody else copied the same files at the same time
+                draft.rename(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
 
     def forget(self, *, older_than: float) -> None:
         """Remove what was kept more than ``older_than`` seconds ago; runs have their own copies."""
         limit = time.time() - older_than
         for path in self._folder.iterdir():
-            if path.is_file() and path.stat().st_mtime < limit:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < limit:
+                    path.unlink()
 
     def _one(self, name: str, file: BinaryIO, room: int) -> Attachment:
         digest = hashlib.sha256()
