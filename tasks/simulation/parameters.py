@@ -189,9 +189,11 @@ def _configured(name: str, parameter: Any) -> list[Any]:
     found: dict[str, Any] = {}
     for section in SECTIONS:
         for option in {name, name.replace("_", "-")}:
-            if option in config.defaults() or not config.has_option(section, option):
+            if not config.has_option(section, option):
                 continue
-            found[section] = parameter.normalize(parameter.parse(config.get(section, option)))
+            text = config.get(section, option)
+            if text != config.defaults().get(option):  # what [DEFAULT] says, Luigi finds by itself
+                found[section] = parameter.normalize(parameter.parse(text))
     values = list(found.values())
     if any(value != values[0] for value in values):
         raise InvalidConfig(

@@ -173,8 +173,11 @@ class Template:
         missing = [name for name in ("tstop", "dt", "random_seed") if name not in run]
         if missing:
             raise InvalidParameter(f"{self.where}: `run` lacks {', '.join(missing)}")
-        output = config.get("output") or {}
-        folder = self._resolved(str(output.get("output_dir", "output")), config.get("manifest") or {})
+        for name in ("manifest", "output", "reports"):
+            if not isinstance(config.get(name, {}), dict):
+                raise InvalidParameter(f"{self.where}: `{name}` must be an object")
+        output = config.get("output", {})
+        folder = self._resolved(str(output.get("output_dir", "output")), config.get("manifest", {}))
         folder = posixpath.normpath(folder)
         if folder.startswith(("/", "..")):
             raise InvalidParameter(
@@ -182,7 +185,9 @@ class Template:
                 hint="Give a relative path: every simulation has a folder of its own.",
             )
         reports = []
-        for name, report in (config.get("reports") or {}).items():
+        for name, report in config.get("reports", {}).items():
+            if not isinstance(report, dict):
+                raise InvalidParameter(f"{self.where}: the report {name!r} must be an object")
             if report.get("enabled", True):
                 file = str(report.get("file_name", name))
                 reports.append(posixpath.normpath(f"{folder}/{file if file.endswith('.h5') else f'{file}.h5'}"))
