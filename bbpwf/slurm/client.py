@@ -18,7 +18,8 @@ _log = logging.getLogger(__name__)
 
 SUBMIT_TIMEOUT_S = 180.0
 """sbatch itself tries again for about two minutes when the controller cannot take a job now."""
-QUERY_TIMEOUT_S = 60.0
+QUERY_TIMEOUT_S = 100.0
+"""Slurm's commands try for MessageTimeout (60 s on a ParallelCluster) to reach a controller that is down."""
 QUEUE_CAP = 64 * 1024 * 1024
 """About 200 bytes for each of far more jobs than MaxJobCount allows."""
 
@@ -96,9 +97,8 @@ class SlurmClient:
 
     def throttle(self, job_id: str, limit: int) -> None:
         """Let at most ``limit`` elements of an array run at once; 0 lifts the limit."""
-        done = self._ask(scontrol.throttle_argv(job_id, limit))
-        if done.exit_code != 0:
-            raise scontrol.job_error(job_id, done.exit_code, done.err + done.out, where=self.where)
+        done = self._ask(["env", "LC_ALL=C", *scontrol.throttle_argv(job_id, limit)])
+        scontrol.check_throttle(job_id, done.exit_code, done.err + done.out, where=self.where)
 
     def ping(self) -> bool:
         """Whether the controller is up."""

@@ -18,9 +18,7 @@ _BUSY = (
     "no route to host",
     "network is unreachable",
     "slurm backup controller in standby mode",
-    "slurm temporarily unable to accept job",
     "job creation temporarily disabled",
-    "resource temporarily unavailable",
     "job can not be altered now, try again later",
     "slurm controller is currently unavailable",
     "configuration update is in progress",
@@ -82,7 +80,9 @@ def says_no_accounting(text: str) -> bool:
 
 def reason(text: str) -> str:
     """The most telling line of what a command said, without its ``command: error:`` prefix."""
-    lines = [_PREFIX.sub("", line).strip() for line in text.splitlines() if line.strip()]
+    lines = [
+        _PREFIX.sub("", line).strip() for line in text.splitlines() if line.strip() and not line.startswith('Try "')
+    ]
     for line in reversed(lines):
         if "failed:" in line or "error" in line.lower():
             return line[:500]

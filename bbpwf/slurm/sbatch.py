@@ -165,7 +165,7 @@ _QUEUE_FULL = (
     "slurm job queue full",
     "job queue full",
     "job violates accounting/qos policy (job submit limit",
-    "maximum number of jobs",
+    "failed: resource temporarily unavailable",  # MaxJobCount, after two minutes of retries (seen: 22.05)
 )
 
 
@@ -180,7 +180,7 @@ def failure(exit_code: int, text: str, *, where: str = "") -> SlurmError:
     lower = text.lower()
     if exit_code == 127:
         return SlurmError("sbatch is not there", where=where, hint="Slurm is not on the login shell's PATH.")
-    if exit_code >= 124:  # it was ended by a signal or a time limit
+    if 124 <= exit_code <= 128 + 64:  # it was ended by a signal or a time limit
         return SubmitAmbiguous(f"sbatch was interrupted (exit {exit_code}): {said}", where=where)
     # a full queue comes with messages of the retries before: look at limits first, at time-outs before refusals
     if _SUBMIT_LIMIT.search(text):

@@ -25,8 +25,10 @@ _KEYS = (
     *("Contiguous", "Licenses", "Network", "Command", "WorkDir", "AdminComment", "SystemComment", "Comment", "Extra"),
     *("StdErr", "StdIn", "StdOut", "Power", "TresPerNode", "TresPerTask", "TresPerJob"),
 )
-_FREE = frozenset({"JobName", "Command", "WorkDir", "AdminComment", "SystemComment", "Comment", "Extra"})
 _KEY = re.compile(r"(?:^| )(" + "|".join(re.escape(key) for key in sorted(_KEYS, key=len, reverse=True)) + r")=")
+
+
+_BOUNDARY = re.compile(r"\n(?=JobId=\d+ (?:ArrayJobId|HetJobId|JobName)=)")
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,14 @@ def show_job_argv(job_id: str) -> list[str]:
 def parse_jobs(stdout: str) -> list[JobRecord]:
     """One record a job; several for an array.
 
-    A comment or name may imitate keys: where a key occurs twice, the first is Slurm's own unless it stands inside
-    free text, which Slurm prints after all that is read here, JobName excepted.
+    Names and comments are free text and may imitate keys. Comments come after all that is read here, and a name
+    ends where Slurm's own ``UserId= GroupId= MCS_label=`` follow. A line break in either is no new record unless
+    a whole beginning of a record comes after it: for jobs of strangers, believe :mod:`bbpwf.slurm.squeue` instead.
 
     Raises:
         SlurmError: a record without id, state or exit code.
     """
-    return [_record(line) for line in re.split(r"\n(?=JobId=\d)", stdout) if line.startswith("JobId=")]
+    return [_record(line) for line in _BOUNDARY.split(stdout) if line.startswith("JobId=")]
 
 
 def _record(line: str) -> JobRecord:
@@ -142,6 +145,23 @@ def throttle_argv(job_id: str, limit: int) -> list[str]:
     if limit < 0:
         raise InvalidInput("a throttle cannot be negative")
     return ["scontrol", "update", f"JobId={_checked(job_id)}", f"ArrayTaskThrottle={limit}"]
+
+
+def check_throttle(job_id: str, exit_code: int, output: str, *, where: str = "") -> None:
+    """Raises NotFound or SlurmError unless the throttle is in force for all elements that have not ended.
+
+    With some elements ended, scontrol exits with 1 and yet does the rest: ``7_0: Job has already finished``,
+    ``7_1-9: No error`` (seen: 22.05).
+    """
+    if exit_code == 0:
+        return
+    lines = [line for line in output.splitlines() if line.strip()]
+    elements = [line for line in lines if line.startswith(f"{job_id}_")]
+    if not elements or len(elements) < len(lines):
+        raise job_error(job_id, exit_code, output, where=where)
+    bad = [line for line in elements if not line.endswith(": No error") and not failures.is_gone(line)]
+    if bad:
+        raise failures.query_error("scontrol", exit_code, "\n".join(bad), where=where)
 
 
 def _checked(job_id: str) -> str:
