@@ -231,6 +231,20 @@ class Service:
         return self.state / "data" / "runs" / run_id
 
 
+def processes(service: Service) -> dict[int, str]:
+    """Command lines of live processes that work on the service's state folder, by id."""
+    found: dict[int, str] = {}
+    for process in Path("/proc").iterdir():
+        try:
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            environ = (process / "environ").read_bytes().decode(errors="replace")
+        except (OSError, NotADirectoryError):
+            continue
+        if str(service.state) in command + environ and command:
+            found[int(process.name)] = command
+    return found
+
+
 @pytest.fixture(scope="session")
 def make_service(issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Service]]:
     made: list[Service] = []

@@ -5,25 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from tests.integration.service.conftest import Service, wait_until
-
-
-def processes(service: Service) -> dict[int, str]:
-    """Command lines of live processes that work on the service's state folder, by id."""
-    found: dict[int, str] = {}
-    for process in Path("/proc").iterdir():
-        try:
-            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            environ = (process / "environ").read_bytes().decode(errors="replace")
-        except (OSError, NotADirectoryError):
-            continue
-        if str(service.state) in command + environ and command:
-            found[int(process.name)] = command
-    return found
+from tests.integration.service.conftest import Service, processes, wait_until
 
 
 def head_of(service: Service, run_id: str) -> int | None:
