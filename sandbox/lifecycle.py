@@ -52,6 +52,7 @@ def up(
 ) -> SandboxState:
     """Start the sandbox in ``folder``; one that already runs whole and as asked for is left as it is.
 
+    Where only the service is dead, it alone is started again: cluster and jobs do not notice.
     Data of an earlier one in the folder are kept (ledger, results, knowledge graph), except what moto held.
     An exception or interrupt ends whatever was started.
 
@@ -71,6 +72,10 @@ def up(
         if before is not None and before.parts:
             if _runs(before, service, chosen):
                 report("it is up already")
+                return before
+            if service and _lacks_only_the_service(before, chosen):
+                report("all but the service runs; starting it again")
+                Platform(before, report).start_service()
                 return before
             how = "the machine was restarted" if before.stale() else "it is not whole, or not as asked for"
             report(f"clearing away what was there before: {how}")
@@ -147,6 +152,15 @@ def _runs(state: SandboxState, service: bool, backend: str) -> bool:
     if not state.complete or state.backend != backend or (service and not state.service):
         return False
     return all(each.state == "healthy" for each in status(state))
+
+
+def _lacks_only_the_service(state: SandboxState, backend: str) -> bool:
+    if not state.complete or state.backend != backend:
+        return False
+    looks = status(state)
+    others = [each for each in looks if each.part.name != "service"]
+    own = [each for each in looks if each.part.name == "service"]
+    return all(each.state == "healthy" for each in others) and all(each.state == "dead" for each in own)
 
 
 def _look(part: Part) -> PartStatus:

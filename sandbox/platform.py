@@ -64,6 +64,20 @@ class Platform:
         state.complete = True
         store(state)
 
+    def start_service(self) -> None:
+        """Start the service alone, beside the parts that run: it picks up its unfinished runs.
+
+        Raises:
+            SandboxError: it did not start.
+        """
+        state = self.state
+        state.service = True
+        state.parts = [part for part in state.parts if part.name != "service"]
+        state.urls = environment.urls(state.ports, service=True)
+        save(self._layout.root / "env", exports(environment.client_env(state)))
+        self._run(Parts(state).service(self._layout.client_secret.read_text().strip()))
+        store(state)
+
     def _prepare(self) -> str:
         layout, state = self._layout, self.state
         for folder in (layout.logs, layout.service_state, layout.client_state, layout.data_root, layout.home("sim")):
