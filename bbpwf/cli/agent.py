@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
 
-from bbpwf import log
+from bbpwf import faults, log
 from bbpwf.cli.wiring import build_agent
-from bbpwf.clock import SystemClock
+from bbpwf.clock import Clock, SystemClock
 from bbpwf.cluster.server import AgentServer
 from bbpwf.redact import Redactor
 from bbpwf.settings import Settings
@@ -17,13 +18,16 @@ from bbpwf.settings import Settings
 _log = logging.getLogger(__name__)
 
 
-def serve(settings: Settings, *, until_stdin_closes: bool) -> None:
+def serve(settings: Settings, *, until_stdin_closes: bool, clock: Clock | None = None) -> None:
     """Serve the state folder's sockets until SIGTERM, SIGINT, or (if asked) the end of stdin.
+
+    Without a ``clock`` it goes by the system's.
 
     Raises:
         Conflict: another agent serves this state folder.
         LedgerError: the database cannot be used.
     """
+    faults.arm(os.environ.get(faults.VARIABLE, ""))
     redactor = Redactor()
     log.configure(redactor, level=settings.log_level, as_json=settings.log_json)
     for secret in (settings.oidc.client_secret,):
@@ -35,7 +39,7 @@ def serve(settings: Settings, *, until_stdin_closes: bool) -> None:
     if until_stdin_closes:
         threading.Thread(target=_watch_stdin, args=(ended,), daemon=True).start()
     server = AgentServer(settings.state, redactor)
-    agent = build_agent(settings, SystemClock(), redactor)
+    agent = build_agent(settings, clock or SystemClock(), redactor)
     server.start(agent)
     agent.start()
     _log.info("the agent serves %s", settings.state)

@@ -7,7 +7,7 @@ import os
 
 import uvicorn
 
-from bbpwf import log, settings
+from bbpwf import faults, log, settings
 from bbpwf.clock import SystemClock
 from bbpwf.redact import Redactor
 from bbpwf.settings import Settings
@@ -25,6 +25,7 @@ def serve_here(host: str, port: int) -> None:
     Raises:
         Conflict: another service runs on the same state folder.
     """
+    faults.arm(os.environ.get(faults.VARIABLE, ""))
     configured = settings.load()
     serving = configured.service
     changed = {"host": host or serving.host, "port": serving.port if port < 0 else port}

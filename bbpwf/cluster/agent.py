@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import SecretStr
 
+from bbpwf import faults
 from bbpwf.clock import Clock
 from bbpwf.cluster.api import READ_LIMIT
 from bbpwf.cluster.jobs import Archived, ClusterInfo, JobSpec, JobView, Observation, TaskReport
@@ -131,6 +132,7 @@ class BoundAgent:
         if len({spec.key for spec in jobs}) != len(jobs):
             raise InvalidInput("one call asks for the same job key twice")
         views = self._agent.ledger.plan(jobs, self._incarnation)
+        faults.point("agent.planned")
         for name in {spec.cluster for spec in jobs}:
             cluster = self._agent.cluster(name)
             cluster.ensure()

@@ -23,6 +23,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from bbpwf import faults
 from bbpwf.clock import Clock
 from bbpwf.cluster.changes import Changes, Job, Sighting, select_in
 from bbpwf.cluster.database import Database
@@ -99,9 +100,12 @@ class Ledger:
             _put_fact(db, "ledger_id", self.ledger_id)
             _put_fact(db, "epoch", str(self._epoch))
             self._version = db.execute(sa.select(sa.func.max(jobs.c.version))).scalar() or 0
+            faults.point("ledger.claim.before")
+        faults.point("ledger.claim.after")
 
     @contextmanager
-    def _writing(self) -> Iterator[sa.Connection]:
+    def _writing(self, what: str) -> Iterator[sa.Connection]:
+        """One transaction of the writer; ``what`` names its fault points, just before and just after the commit."""
         with self._changed:
             before = self._version
             try:
@@ -111,9 +115,11 @@ class Ledger:
                             "another agent has taken over this project", hint="This agent must end.", retryable=False
                         )
                     yield db
+                    faults.point(f"ledger.{what}.before")
             except BaseException:
                 self._version = before
                 raise
+            faults.point(f"ledger.{what}.after")
             self._changed.notify_all()
 
     @contextmanager
@@ -122,8 +128,8 @@ class Ledger:
             yield db
 
     @contextmanager
-    def _changing(self) -> Iterator[tuple[sa.Connection, Changes]]:
-        with self._writing() as db:
+    def _changing(self, what: str) -> Iterator[tuple[sa.Connection, Changes]]:
+        with self._writing(what) as db:
             changes = Changes(db, self._clock.now(), self._next_version)
             yield db, changes
             changes.flush()
@@ -139,7 +145,7 @@ class Ledger:
 
     def remember(self, name: str, value: str) -> None:
         """Remember a value under a name."""
-        with self._writing() as db:
+        with self._writing("remember") as db:
             _put_fact(db, name, value)
 
     # -- intents ----------------------------------------------------------------------------------------------
@@ -154,7 +160,7 @@ class Ledger:
             Conflict: a key of this incarnation is known with another specification.
         """
         keys = [spec.key for spec in specs]
-        with self._changing() as (db, changes):
+        with self._changing("plan") as (db, changes):
             known = {row.key: row for row in select_in(db, _IDENTITY, jobs.c.key, keys)}
             new = []
             for spec in specs:
@@ -218,7 +224,7 @@ class Ledger:
         ``log_path(batch_id, position)`` names each element's log. Attempts that changed meanwhile are left out.
         """
         made: list[Batch] = []
-        with self._changing() as (db, changes):
+        with self._changing("prepare") as (db, changes):
             found = changes.load(p.key for group in groups for p in group)
             for group in groups:
                 members = [p for p in group if _still_planned(found.get(p.key), p.attempt)]
@@ -281,7 +287,7 @@ class Ledger:
 
     def mark_sent(self, batch_ids: Sequence[str]) -> None:
         """These submissions are about to be sent: from now on their answers may be lost."""
-        with self._writing() as db:
+        with self._writing("mark_sent") as db:
             now = self._clock.now()
             db.execute(
                 batches.update()
@@ -291,18 +297,18 @@ class Ledger:
 
     def put_off(self, batch_id: str, reason: str) -> None:
         """The submission was not accepted *for now*: it was certainly not made, and will be sent again."""
-        with self._changing() as (db, changes):
+        with self._changing("put_off") as (db, changes):
             db.execute(_batch_update(batch_id, state="PREPARED", reason=reason))
             _explain(db, changes, batch_id, reason)
 
     def explain_wait(self, batch_id: str, reason: str) -> None:
         """Say why a submission without an answer is still waiting."""
-        with self._changing() as (db, changes):
+        with self._changing("explain_wait") as (db, changes):
             _explain(db, changes, batch_id, reason)
 
     def accept(self, batch_id: str, scheduler_id: str) -> None:
         """The scheduler has the submission under this id (of the job, or of the array)."""
-        with self._changing() as (db, changes):
+        with self._changing("accept") as (db, changes):
             row = db.execute(sa.select(batches).where(batches.c.batch_id == batch_id)).one()
             if row.state == "ACCEPTED":
                 return
@@ -314,7 +320,7 @@ class Ledger:
 
     def reject(self, batch_id: str, reason: str) -> None:
         """The scheduler refused the submission for good."""
-        with self._changing() as (db, changes):
+        with self._changing("reject") as (db, changes):
             self._give_up(db, changes, batch_id, JobState.REJECTED, reason)
 
     def _give_up(self, db: sa.Connection, changes: Changes, batch_id: str, state: JobState, reason: str) -> None:
@@ -335,7 +341,7 @@ class Ledger:
         with self._reading() as db:
             if not db.execute(unwanted).all():
                 return
-        with self._changing() as (db, changes):
+        with self._changing("abandon_cancelled") as (db, changes):
             for (batch_id,) in db.execute(unwanted).all():
                 self._give_up(db, changes, batch_id, JobState.CANCELLED, "cancelled before it was submitted")
 
@@ -363,7 +369,7 @@ class Ledger:
         pending = list(sightings)
         if not pending and offset is None:
             return
-        with self._changing() as (db, changes):
+        with self._changing("see") as (db, changes):
             wanted = list({s.batch_id for s in pending})
             if len(pending) == 1:
                 one = pending[0]
@@ -424,7 +430,7 @@ class Ledger:
         """Mark jobs to be cancelled; those that were never sent are CANCELLED at once. Idempotent."""
         wanted = None if keys is None else set(keys)
         query = sa.select(jobs.c.key).where(jobs.c.run_id == run_id, jobs.c.state.in_(LIVE), jobs.c.cancel.is_(False))
-        with self._changing() as (db, changes):
+        with self._changing("cancel") as (db, changes):
             found = [row.key for row in db.execute(query) if wanted is None or row.key in wanted]
             known = changes.load(found)
             for key in found:

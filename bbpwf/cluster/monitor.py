@@ -14,6 +14,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 
+from bbpwf import faults
 from bbpwf.clock import Clock
 from bbpwf.cluster.backend import Backend, Entry
 from bbpwf.cluster.changes import Sighting
@@ -153,6 +154,7 @@ class Monitor:
                         if self._stopping.is_set():
                             return
                         pause = 1.0
+                        faults.point("events.before")
                         self.take(reader.feed(chunk), offset=(fact, reader.offset))
             except (TransportError, SlurmError) as error:
                 _log.warning("the event channel broke, next try in %.0f s: %s", pause, error)
@@ -234,7 +236,9 @@ class Monitor:
 
     def poll(self) -> None:
         """One query for all jobs; then the exit records of those that it does not show as alive."""
+        faults.point("queue.before")
         entries = {(e.batch_id, e.position): e for e in self._queue()}
+        faults.point("queue.after")
         now = self._clock.now()
         sightings: list[Sighting] = []
         gone: list[tuple[Live, Entry | None]] = []
@@ -402,7 +406,9 @@ class Monitor:
             return
         ids = [job.scheduler_id for job in self._ledger.live(self._cluster) if job.cancel and job.scheduler_id]
         if ids:
+            faults.point("cancel.before")
             self._backend.cancel(ids)
+            faults.point("cancel.after")
         self._poll_now.set()
 
 

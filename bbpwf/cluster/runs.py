@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field
 
+from bbpwf import faults
 from bbpwf.clock import Clock
 from bbpwf.cluster.database import Database
 from bbpwf.cluster.jobs import JobView, TaskReport
@@ -195,7 +196,10 @@ class RunStore:
             if outcome is not None:
                 values["outcome"] = dict(outcome)
             db.execute(runs.update().where(runs.c.run_id == run_id).values(**values))
-            return _run(self._row(db, run_id))
+            moved = _run(self._row(db, run_id))
+            faults.point("runs.move.before")
+        faults.point("runs.move.after")
+        return moved
 
     def resume(self, run_id: str) -> RunRecord:
         """Queue a finished run again: what completed stays, the rest is tried anew.

@@ -22,6 +22,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from bbpwf import faults
 from bbpwf.cluster.agent import Agent, BoundAgent
 from bbpwf.cluster.jobs import JobSpec, TaskReport
 from bbpwf.cluster.rpc import Server
@@ -47,6 +48,7 @@ class AgentServer:
         self._open: dict[str, tuple[int, Server]] = {}
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = lock_state(state)
+        faults.point("server.lock")
         self._control: Server | None = None
 
     def start(self, agent: Agent) -> None:
@@ -91,6 +93,7 @@ class AgentServer:
         server = Server(path, run_methods(bound), self._redactor, uid=self._head_uid)
         server.start()
         self._open[run_id] = (incarnation, server)
+        faults.point("server.open")
         return str(path)
 
     def _close_run(self, agent: Agent, run_id: str) -> None:

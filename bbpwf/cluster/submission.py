@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Sequence
 
+from bbpwf import faults
 from bbpwf.clock import Clock
 from bbpwf.cluster.backend import Accepted, Answer, Backend, PutOff, Refused, Submission, Unclear
 from bbpwf.cluster.ledger import Batch, Ledger, Planned
@@ -110,7 +111,9 @@ class Submitter:
     def _send(self, batches: Sequence[Batch]) -> None:
         submissions = [self.submission(batch) for batch in batches]
         self._ledger.mark_sent([b.batch_id for b in batches])
+        faults.point("submit.before")
         answers = self._backend.submit(submissions)
+        faults.point("submit.after")
         for batch in batches:
             self._settle(batch, answers.get(batch.batch_id, Unclear("no answer")))
 

@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-from bbpwf import log
+from bbpwf import faults, log
 from bbpwf.cluster.client import AgentClient
 from bbpwf.errors import BbpwfError, InvalidInput
 from bbpwf.redact import Redactor
@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
     signal.signal(signal.SIGTERM, on_term)
     signal.signal(signal.SIGINT, on_term)
+    faults.arm(os.environ.get(faults.VARIABLE, ""))
     log.configure(Redactor())
     if len(arguments) != 1:
         _log.error("usage: python -m bbpwf.workflow.head RUN_DIR")
@@ -69,7 +70,9 @@ def main(argv: list[str] | None = None) -> int:
     except (AgentGone, SchedulerGone) as error:
         _log.error("the head ends, to be started again: %s", error)
         return Exit.START_AGAIN
+    faults.point("head.outcome.before")
     write_outcome(folder / "outcome.json", outcome)
+    faults.point("head.outcome.after")
     _log.info("the run is %s %s", outcome.state, outcome.reason)
     return code
 
