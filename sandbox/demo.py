@@ -11,6 +11,7 @@ import configparser
 import contextlib
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -33,6 +34,7 @@ SECTION = "GenerateCampaign"
 USER = "alice"
 LIMIT_S = 900.0
 _POLL_S = 0.5
+_LOG_WIDTH = 140
 
 
 class Demo:
@@ -60,7 +62,7 @@ class Demo:
         self._resume = resume
         self._end = end
         self._backend = backend
-        self._out = Console(highlight=False)
+        self._out = Console(highlight=False, width=None if sys.stdout.isatty() else _LOG_WIDTH)
         self._phases: dict[str, float] = {}
 
     def run(self) -> int:
@@ -163,19 +165,19 @@ class Demo:
         """Show what was published and look whether it is there; what is not is returned."""
         resources, files = publication["resources"], publication["files"]
         self._say(f"\n5. In the knowledge graph: {len(resources)} resources")
-        self._out.print(show.resources_table(publication), soft_wrap=True)
+        self._lines(show.resource_lines(publication))
         absent = [each["name"] for each in resources if not client.exists(each["url"])]
         size = sum(file["size"] for file in files)
-        how = "archived from Lustre" if publication["how"] == "archive" else "uploaded"
-        self._say(f"\n6. {how.capitalize()}: {len(files)} files, {size:,} bytes; some of them:")
-        self._out.print(show.files_table(publication), soft_wrap=True)
+        how = "Archived from Lustre" if publication["how"] == "archive" else "Uploaded"
+        self._say(f"\n6. {how}: {len(files)} files, {size:,} bytes; some of them:")
+        self._lines(show.file_lines(publication))
         if publication["how"] == "archive":
             absent += [file["name"] for file in files if client.stored_size(file["url"]) != file["size"]]
         else:
-            absent += [file["name"] for file in files if not client.exists(file["url"])]
+            absent += [file["name"] for file in files if not client.exists(file["content_url"])]
         absent += [file["name"] for file in files if not file["sha256"]]
         if not absent:
-            self._say("   each was asked for and is there, in its size and with a checksum")
+            self._say("   all of this was asked for, and is there")
         return [f"{name} is not there as published" for name in absent[:5]]
 
     def _failures(self, client: DemoClient, run_id: str, run: show.Json) -> None:
@@ -201,6 +203,10 @@ class Demo:
 
     def _say(self, text: str, style: str = "") -> None:
         self._out.print(text, style=style, soft_wrap=True, markup=False)
+
+    def _lines(self, lines: list[str]) -> None:
+        for line in lines:
+            self._say(f"   {line}")
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Iterator[None]:

@@ -84,8 +84,7 @@ class DemoClient:
 
     def exists(self, url: str) -> bool:
         """Whether the knowledge graph answers for a resource."""
-        self._fresh()
-        return self._http.get(url, timeout=_TIMEOUT_S).ok
+        return self._send("GET", url).ok
 
     def stored_size(self, url: str) -> int | None:
         """Bytes of the object at an ``s3://bucket/key``; ``None`` if there is none.
@@ -116,11 +115,14 @@ class DemoClient:
             self.log_in()
 
     def _ask(self, method: str, url: str, **how: Any) -> requests.Response:
-        self._fresh()
-        try:
-            answer = self._http.request(method, url, timeout=_TIMEOUT_S, **how)
-        except requests.RequestException as error:
-            raise SandboxError(f"no answer: {type(error).__name__}", where=url) from error
+        answer = self._send(method, url, **how)
         if not answer.ok:
             raise SandboxError(f"{method} was answered {answer.status_code}: {answer.text[:500]}", where=url)
         return answer
+
+    def _send(self, method: str, url: str, **how: Any) -> requests.Response:
+        self._fresh()
+        try:
+            return self._http.request(method, url, timeout=_TIMEOUT_S, **how)
+        except requests.RequestException as error:
+            raise SandboxError(f"no answer: {type(error).__name__}", where=url) from error

@@ -139,7 +139,9 @@ def points_table(report: Json) -> Table:
     """All points with their coordinates and spikes."""
     points = report.get("points", [])
     names = list(points[0]["coords"]) if points else []
-    table = Table("point", *names, "spikes", "rate (Hz)", "state", box=None, pad_edge=False, padding=(0, 2))
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for header in ("point", *names, "spikes", "rate (Hz)", "state"):
+        table.add_column(header, overflow="fold")
     for point in points:
         coords = [f"{point['coords'][name]:g}" for name in names]
         state = Text(point["state"], "green" if point["state"] == "complete" else "bold red")
@@ -147,27 +149,29 @@ def points_table(report: Json) -> Table:
     return table
 
 
-def resources_table(publication: Json) -> Table:
-    """What was registered: of each type, the first with its address and how many there are."""
-    table = Table("type", "number", "name", "resource", box=None, pad_edge=False, padding=(0, 2))
+def resource_lines(publication: Json) -> list[str]:
+    """What was registered: of each type how many there are, and the first with its address."""
     of_type: dict[str, list[Json]] = {}
     for resource in publication.get("resources", []):
         of_type.setdefault(resource["type"], []).append(resource)
+    lines = []
     for kind, found in of_type.items():
-        name = found[0]["name"] + (" …" if len(found) > 1 else "")
-        table.add_row(kind, str(len(found)), name, Text(found[0]["url"]))
-    return table
+        lines.append(f"{len(found):>3} {kind:<20} {found[0]['name']}{' …' if len(found) > 1 else ''}")
+        lines.append(f"    {found[0]['url']}")
+    return lines
 
 
-def files_table(publication: Json) -> Table:
-    """The first files with their sizes and checksums, results before inputs."""
-    table = Table("file", "bytes", "SHA-256", "where", box=None, pad_edge=False, padding=(0, 2))
+def file_lines(publication: Json) -> list[str]:
+    """The first files with their sizes, checksums and places, results before inputs."""
+    lines = []
     files = publication.get("files", [])
     for file in sorted(files, key=lambda each: (not each["name"].startswith("report/"), each["point"] is None))[
         :_SHOWN
     ]:
-        table.add_row(file["name"], str(file["size"]), file["sha256"], Text(file["url"]))
-    return table
+        lines.append(f"{file['name']}  {file['size']:,} bytes")
+        lines.append(f"    sha256 {file['sha256']}")
+        lines.append(f"    {file['url'] or file['content_url']}")
+    return lines
 
 
 def phases_table(phases: Mapping[str, float], tasks: list[Seen]) -> Table:
