@@ -205,6 +205,8 @@ logging_conf_file = logging.ini
 [scheduler]
 # Workers of a restarted service come back under the same names; finished tasks stay visible for a week.
 worker_disconnect_delay = 60
+# a failed task stays failed until its run is resumed: bbpwf retries by cause, not by time
+retry_delay = -1
 remove_delay = 604800
 record_task_history = false
 """

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from bbpwf.cli import sandbox
 from bbpwf.cli.runs import runs_app
 from bbpwf.cli.tasks import tasks_app
 from bbpwf.errors import BbpwfError
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(runs_app, name="runs")
 app.add_typer(tasks_app, name="tasks")
+app.add_typer(sandbox.app, name="sandbox")
 
 _LUIGI_STYLE = {"allow_extra_args": True, "ignore_unknown_options": True}
 _DEBUG = "BBPWF_DEBUG"
@@ -69,7 +71,10 @@ def run(
     resume: Annotated[str, typer.Option("--resume", help="Go on with this earlier run instead of a new one.")] = "",
     json_output: Json = False,
 ) -> None:
-    """Run a task graph from this process: ``bbpwf run MODULE TASK --parameter value …``."""
+    """Run a task graph from this process.
+
+    Parameters of the task follow, as Luigi's own command line has them: --amplitude 0.2 --fast
+    """
     from bbpwf.cli.luigi_arguments import parameters
     from bbpwf.cli.run import run_here
 
@@ -91,7 +96,10 @@ def launch(
     key: Annotated[str, typer.Option("--idempotency-key", help="Launching again with it answers the same run.")] = "",
     json_output: Json = False,
 ) -> None:
-    """Launch a task graph through the project's service: ``bbpwf launch MODULE TASK --parameter value …``."""
+    """Launch a task graph through the service.
+
+    Parameters of the task follow, as Luigi's own command line has them: --amplitude 0.2 --fast
+    """
     from bbpwf.cli.launch import launch_there
     from bbpwf.cli.luigi_arguments import parameters
 
@@ -117,7 +125,7 @@ def login(
     ] = False,
     json_output: Json = False,
 ) -> None:
-    """Log in to the platform: by browser on any machine, or by name and password."""
+    """Log in: by any browser, or name and password."""
     from bbpwf.cli.login import log_in
 
     log_in(username, password_stdin=password_stdin, json_output=json_output)

@@ -117,7 +117,7 @@ def failures(run: View) -> list[Text]:
     texts: list[Text] = []
     for each in failed[:_MOST_FAILURES]:
         text = Text.assemble(("✗ ", "bold red"), (str(each.get("label") or each.get("task_id")), "bold"))
-        if each.get("exit_code") is not None:
+        if each.get("exit_code") is not None and "exit code" not in str(each.get("reason")):
             text.append(f"  exit code {each['exit_code']}")
         if each.get("reason"):
             text.append(f"  {each['reason']}")

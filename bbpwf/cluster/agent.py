@@ -229,7 +229,9 @@ class BoundAgent:
         self._agent.runs.report(self._run_id, tasks)
 
     def _transport(self, cluster: str) -> Transport:
-        return self._agent.cluster(cluster).connected().backend.transport
+        runtime = self._agent.cluster(cluster)
+        runtime.ensure()  # a task may look at a cluster before any job is sent there
+        return runtime.connected().backend.transport
 
     def _absolute(self, path: str, cluster: str) -> str:
         """``path`` made absolute from the run's folder, without ``..``. Raises InvalidInput for empty or NUL."""

@@ -304,6 +304,8 @@ class RunStore:
             records.append(_task(row, single))
             records.extend(_element(job, f"{row.task_id}.{job.idx}") for job in own if job.idx is not None)
         for task_id, own in by_task.items():  # jobs whose task was not reported yet
+            if own[0].idx is not None:
+                records.append(TaskRecord(id=task_id, name=own[0].name, state=RunState.RUNNING))
             records.extend(_element(job, task_id if job.idx is None else f"{task_id}.{job.idx}") for job in own)
         return records
 

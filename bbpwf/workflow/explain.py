@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from bbpwf.cluster.api import RunAgent
 from bbpwf.cluster.jobs import JobView
 from bbpwf.errors import BbpwfError
-from bbpwf.states import JobState
 from bbpwf.workflow.request import LOG_TAIL_CHARS, Failure
 
 QUOTED_LOGS = 20
@@ -65,20 +64,8 @@ def summary(total: int, found: Sequence[Failure], count: int) -> str:
 
 
 def _reason(view: JobView) -> str:
-    how = {
-        JobState.FAILED: f"ended with exit code {view.exit.code}" if view.exit else "failed",
-        JobState.TIMEOUT: "reached its time limit",
-        JobState.OUT_OF_MEMORY: "used more memory than it asked for",
-        JobState.CANCELLED: "was cancelled",
-        JobState.NODE_FAIL: "lost its node",
-        JobState.BOOT_FAIL: "got a node that did not start",
-        JobState.PREEMPTED: "had to make way for other jobs",
-        JobState.DEADLINE: "missed its deadline",
-        JobState.REJECTED: "was refused by the scheduler",
-        JobState.LOST: "was lost: nobody saw it end",
-    }.get(view.state, f"is {view.state}")
-    known = f" (job {view.scheduler_id})" if view.scheduler_id else ""
-    return f"{how}{known}: {view.reason}" if view.reason else f"{how}{known}"
+    why = view.reason or (f"exit code {view.exit.code}" if view.exit else f"ended {view.state}")
+    return f"{why} (job {view.scheduler_id})" if view.scheduler_id else why
 
 
 def _tail(data: bytes, *, cut: bool) -> str:

@@ -49,7 +49,7 @@ class Breaks(SbatchTask):
     )
     outcome = bench.run(agent, module, "Breaks")
     assert outcome.state == "EXECUTOR_ERROR"
-    assert "Breaks failed: ended with exit code 3" in outcome.reason
+    assert "Breaks failed: exit code 3" in outcome.reason
     (failure,) = outcome.failed
     assert failure.exit_code == 3
     assert failure.log_tail.splitlines() == ["one", "the cell exploded"]
@@ -253,7 +253,7 @@ def test_the_platforms_fault_is_a_system_error(bench: Bench, poll: Callable[[Cal
     outcome = bench.run(agent, module, "Hello")
     failer.join()
     assert outcome.state == "SYSTEM_ERROR"
-    assert "lost its node: n3 does not answer" in outcome.reason
+    assert "n3 does not answer" in outcome.reason
 
 
 def test_a_task_without_output_is_done_when_its_job_is(bench: Bench) -> None:
