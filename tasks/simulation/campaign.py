@@ -113,16 +113,29 @@ class Campaign:
         Raises:
             InvalidParameter: coords make no sense, or a config that they make.
         """
+        return self._points(circuit_config)
+
+    def _points(self, circuit_config: str, *, ends: bool = False) -> list[Point]:
         rows = expand(self.coords, coupled=self.coupled)
         attrs = checked("attrs", self.attrs)
         uses_seed = "random_seed" in self.template.placeholders and not {"random_seed"} & {*self.coords, *attrs}
         points = []
         for index, coords in enumerate(rows):
+            if ends and 0 < index < len(rows) - 1:
+                continue
             values: dict[str, Value] = {"circuit_config": circuit_config, "index": index, "seed": 1, **attrs, **coords}
             if uses_seed:
                 values["random_seed"] = random_seed(values["seed"], index, len(rows))
             points.append(Point(index, coords, values, self.template.render(values)))
         return points
+
+    def check(self) -> None:
+        """Make the first and the last config, to see what is wrong before anything runs.
+
+        Raises:
+            InvalidParameter: coords make no sense, or a config that they make.
+        """
+        self._points("/circuit_config.json", ends=True)
 
     def document(self, folder: PurePosixPath, points: list[Point], circuit_config: str) -> dict[str, Any]:
         """``campaign.json``: what the campaign is and where its parts lie, relative to ``folder``."""

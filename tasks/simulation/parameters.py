@@ -10,7 +10,7 @@ from typing import Any, cast
 import luigi
 from luigi.configuration import get_config
 
-from bbpwf.errors import InvalidConfig, InvalidParameter
+from bbpwf.errors import InvalidConfig, InvalidInput, InvalidParameter
 from bbpwf.workflow import RemoteTarget, current
 from tasks.simulation import template
 from tasks.simulation.campaign import CAMPAIGN, Campaign, Point, check_name
@@ -98,6 +98,8 @@ class CampaignParameters:
             value = getattr(self, name)
             if value and (not value.startswith("/") or "\0" in value or ".." in PurePosixPath(value).parts):
                 raise InvalidParameter(f"{name}={value!r} must be an absolute path on the cluster, without ..")
+        if not self.template or _in_a_run():  # attachments are at hand in a run alone
+            self.campaign.check()
 
     @classmethod
     def get_param_values(
@@ -130,7 +132,7 @@ class CampaignParameters:
             coords=self.coords,
             coupled=self.coupled,
             attrs=self.attrs,
-            template=template.load(self.template, current().request),
+            template=template.load(self.template, current().request) if self.template else template.built_in(),
             circuit=self.circuit or GenerateCircuit(cluster=self.cluster).identity,
             simulator=self.simulator,
             description=self.description,
@@ -177,6 +179,14 @@ def data_root(cluster: str) -> PurePosixPath:
         Conflict: the cluster has none yet.
     """
     return current().folder(cluster).parent.parent
+
+
+def _in_a_run() -> bool:
+    try:
+        current()
+    except InvalidInput:
+        return False
+    return True
 
 
 def _configured(name: str, parameter: Any) -> list[Any]:

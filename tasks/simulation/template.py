@@ -200,16 +200,19 @@ class Template:
         return path
 
 
+def built_in() -> Template:
+    """The template of campaigns that bring none."""
+    return Template(BUILT_IN, "the built-in template", BUILT_IN_VALUES)
+
+
 def load(name: str, request: HeadRequest) -> Template:
-    """The template called ``name``: the built-in one if empty, else a file.
+    """The template in the file ``name``.
 
     A relative name is looked up among the attachments, or beside the config when nothing was attached.
 
     Raises:
         InvalidParameter: there is no such file, it lies outside the attachments, is too large, or no text.
     """
-    if not name:
-        return Template(BUILT_IN, "the built-in template", BUILT_IN_VALUES)
     base = Path(request.attachments) if request.attachments else None
     if base is None:
         base = Path(request.config).parent if request.config else Path.cwd()

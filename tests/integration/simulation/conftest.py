@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tasks.simulation.template import BUILT_IN, BUILT_IN_VALUES, Template
+from tasks.simulation.template import built_in
 
 ROOT = Path(__file__).parents[3]
 PROGRAMS = ROOT / "tasks" / "simulation" / "cluster"
@@ -75,7 +75,7 @@ class Lab:
 
     def config(self, name: str, change: Any = None, **values: Any) -> Path:
         """A config of the built-in template; ``change`` may alter the parsed config."""
-        template = Template(BUILT_IN, "the built-in template", BUILT_IN_VALUES)
+        template = built_in()
         known: dict[str, Any] = {
             "circuit_config": str(self.circuit),
             "random_seed": 1,

@@ -10,7 +10,7 @@ import pytest
 
 from bbpwf.errors import InvalidParameter
 from tasks.simulation.campaign import Campaign
-from tasks.simulation.template import BUILT_IN, BUILT_IN_VALUES, Template
+from tasks.simulation.template import BUILT_IN, BUILT_IN_VALUES, Template, built_in
 
 COORDS = {"stimulus_amplitude": [0.1, 0.2], "seed": [1, 2]}
 
@@ -21,7 +21,7 @@ def campaign(**more: Any) -> Campaign:
         "coords": COORDS,
         "coupled": False,
         "attrs": {},
-        "template": Template(BUILT_IN, "the built-in template", BUILT_IN_VALUES),
+        "template": built_in(),
         "circuit": "small-1",
     }
     return Campaign(**values | more)

@@ -135,6 +135,8 @@ def test_a_default_for_all_gives_way_to_a_section(desk: Desk) -> None:
         ({"path_prefix": "/a/../b"}, "must be an absolute path on the cluster, without .."),
         ({"name": "a b"}, "cannot name a campaign"),
         ({"coords": "[1]"}, "coords"),
+        ({"coords": {"stimulus_amp": [1]}}, "has no placeholder .stimulus_amp It knows: .*stimulus_amplitude"),
+        ({"attrs": {"seed": 2**30}, "coords": {"stimulus_amplitude": [1, 2, 3]}}, "seed 1073741824 is too large"),
     ],
 )
 def test_a_parameter_that_makes_no_sense_is_refused_before_anything_runs(params: dict[str, Any], said: str) -> None:
@@ -151,7 +153,9 @@ def test_a_coordinate_that_the_template_lacks_is_refused(desk: Desk, tmp_path: P
     with pytest.raises(
         BbpwfError, match=r"the template 'my.tmpl' has no placeholder .stimulus_amplitude It knows: seed, tstop"
     ):
-        chain(GenerateCampaign(template="my.tmpl", coords=COORDS))
+        build(SimulationCampaign, {"template": "my.tmpl", "coords": COORDS})
+    with pytest.raises(InvalidParameter, match=r"the template 'other.tmpl' cannot be read"):
+        build(SimulationCampaign, {"template": "other.tmpl"})
 
 
 def test_configs_are_written_and_then_the_task_is_complete(desk: Desk) -> None:

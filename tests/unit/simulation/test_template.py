@@ -10,7 +10,7 @@ import pytest
 
 from bbpwf.errors import InvalidParameter
 from bbpwf.workflow.request import HeadRequest
-from tasks.simulation.template import BUILT_IN, BUILT_IN_VALUES, Template, load
+from tasks.simulation.template import BUILT_IN, BUILT_IN_VALUES, Template, built_in, load
 
 RUN = '"run": {"tstop": 10, "dt": 0.1, "random_seed": 1}'
 
@@ -74,7 +74,7 @@ def test_a_template_that_makes_no_config_is_refused(text: str, said: str) -> Non
 
 
 def test_the_built_in_template_needs_only_what_every_campaign_gives() -> None:
-    one = load("", request())
+    one = built_in()
     assert one.text == BUILT_IN
     made = one.render({"circuit_config": "/c.json", "random_seed": 3})
     config = json.loads(made.text)
