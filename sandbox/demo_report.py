@@ -53,8 +53,14 @@ def seen(tasks: Iterable[Json]) -> list[Seen]:
             elements.setdefault(parent, Counter())[state_of(task)] += 1
         else:
             heads[task["id"]] = task
-    order = sorted(heads.values(), key=lambda task: (task.get("start_time") or "9", task.get("end_time") or "9"))
+    order = sorted(heads.values(), key=_began)
     return [Seen(task["name"], state_of(task), elements.get(task["id"], Counter()), _seconds(task)) for task in order]
+
+
+def _began(task: Json) -> tuple[str, str]:
+    """What was complete beforehand never began and comes first; what has not begun comes last."""
+    otherwise = "" if state_of(task) == "COMPLETE" else "9"
+    return str(task.get("start_time") or otherwise), str(task.get("end_time") or otherwise)
 
 
 def _seconds(timed: Json) -> float | None:

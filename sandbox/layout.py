@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,3 +80,13 @@ class Layout:
 def software_environment() -> Path:
     """Where ``make software`` puts the software environment."""
     return REPOSITORY / ".software"
+
+
+def code_version() -> str:
+    """Changes whenever a source file of the service does: one that was started before then runs older code."""
+    digest = hashlib.sha256()
+    for package in ("bbpwf", "service"):
+        for path in sorted((REPOSITORY / package).rglob("*.py")):
+            seen = path.stat()
+            digest.update(f"{path} {seen.st_size} {seen.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

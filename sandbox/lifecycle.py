@@ -13,7 +13,7 @@ from typing import Literal
 
 from bbpwf.clock import Clock, SystemClock, utc_iso
 from sandbox import environment, lfs
-from sandbox.layout import Layout
+from sandbox.layout import Layout, code_version
 from sandbox.parts import answers, missing_for_slurm
 from sandbox.pids import ProcessId, belonging, boot_id, descendants, end, listener, wait_gone
 from sandbox.platform import Platform, Report, choose_ports
@@ -52,7 +52,7 @@ def up(
 ) -> SandboxState:
     """Start the sandbox in ``folder``; one that already runs whole and as asked for is left as it is.
 
-    Where only the service is dead, it alone is started again: cluster and jobs do not notice.
+    Where only the service is dead or of older code, it alone is started again: cluster and jobs do not notice.
     Data of an earlier one in the folder are kept (ledger, results, knowledge graph), except what moto held.
     An exception or interrupt ends whatever was started.
 
@@ -70,21 +70,22 @@ def up(
         before = load(folder)
         chosen, why = _backend(backend)
         if before is not None and before.parts:
-            if _runs(before, service, chosen):
+            wrong = _unfit(before, service, chosen)
+            if not wrong:
                 report("it is up already")
                 return before
-            if service and _lacks_only_the_service(before, chosen):
-                report("all but the service runs; starting it again")
-                Platform(before, report).start_service()
+            if wrong in _SERVICE_ALONE:
+                report(f"{wrong}: starting the service alone")
+                _start_service(before, report)
                 return before
-            how = "the machine was restarted" if before.stale() else "it is not whole, or not as asked for"
-            report(f"clearing away what was there before: {how}")
+            report(f"ending what was there before: {wrong}")
         _end_all(folder, before, report)
         state = SandboxState(
             folder=folder,
             short=short_name(folder),
             boot=boot_id(),
             started=utc_iso((clock or SystemClock()).now()),
+            code=code_version(),
             backend=chosen,
             why_local=why,
             service=service,
@@ -148,19 +149,35 @@ def _backend(asked: Literal["auto", "slurm", "local"]) -> tuple[Literal["slurm",
     return "local", what
 
 
-def _runs(state: SandboxState, service: bool, backend: str) -> bool:
-    if not state.complete or state.backend != backend or (service and not state.service):
-        return False
-    return all(each.state == "healthy" for each in status(state))
+_NO_SERVICE, _DEAD_SERVICE, _OLD_SERVICE = "it had no service", "the service is dead", "the service's code has changed"
+_SERVICE_ALONE = frozenset({_NO_SERVICE, _DEAD_SERVICE, _OLD_SERVICE})
+"""What can be mended by starting the service: cluster and jobs do not notice."""
 
 
-def _lacks_only_the_service(state: SandboxState, backend: str) -> bool:
-    if not state.complete or state.backend != backend:
-        return False
-    looks = status(state)
-    others = [each for each in looks if each.part.name != "service"]
-    own = [each for each in looks if each.part.name == "service"]
-    return all(each.state == "healthy" for each in others) and all(each.state == "dead" for each in own)
+def _unfit(state: SandboxState, service: bool, backend: str) -> str:
+    """Why what was started before cannot be gone on with as it is; empty if it can."""
+    if state.stale():
+        return "the machine was restarted"
+    if not state.complete:
+        return "it was not started to the end"
+    if state.backend != backend:
+        return f"jobs ran on {state.backend}"
+    unwell = {each.part.name: each.state for each in status(state) if each.state != "healthy"}
+    if unwell == {"service": "dead"}:
+        return _DEAD_SERVICE if service else ""
+    if unwell:
+        return ", ".join(f"{name} is {how}" for name, how in unwell.items())
+    if service and not state.service:
+        return _NO_SERVICE
+    return _OLD_SERVICE if service and state.code != code_version() else ""
+
+
+def _start_service(state: SandboxState, report: Report) -> None:
+    old = state.part("service")
+    if old is not None:
+        end([old.process], grace=_GRACE_S)
+    state.code = code_version()
+    Platform(state, report).start_service()
 
 
 def _look(part: Part) -> PartStatus:

@@ -58,6 +58,8 @@ class SandboxState(BaseModel):
     boot: str
     started: str = ""
     """When it was last started, UTC."""
+    code: str = ""
+    """Version of the code that the service was started with."""
     backend: Literal["slurm", "local"] = "slurm"
     why_local: str = ""
     """What is missing for a real Slurm, for a person; empty with ``slurm``."""
