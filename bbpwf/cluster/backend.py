@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from bbpwf.cluster.jobs import Resources
+from bbpwf.cluster.retries import PartitionLimits
 from bbpwf.cluster.spool import Folder
 from bbpwf.states import JobState
 from bbpwf.transport.protocol import Transport
@@ -102,6 +103,14 @@ class Backend(Protocol):
     @property
     def array_limit(self) -> int:
         """Most elements of one submission."""
+        ...
+
+    def limits(self, resources: Resources) -> PartitionLimits:
+        """What the partition of a job with these resources allows, as far as it is known. No I/O."""
+        ...
+
+    def command(self, submission: Submission) -> list[str]:
+        """The command that makes this submission, for people to see. No I/O."""
         ...
 
     def submit(self, submissions: Sequence[Submission]) -> dict[str, Answer]:

@@ -12,7 +12,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from bbpwf.cluster.jobs import ExitRecord
+from bbpwf.cluster.jobs import ExitRecord, Resources
+from bbpwf.cluster.retries import Ended, PartitionLimits, counter_of, decide
 from bbpwf.cluster.schema import jobs, transitions
 from bbpwf.states import JobState
 
@@ -52,7 +53,10 @@ _COLUMNS = (
     "cancel",
     "infrastructure_retries",
     "retries",
+    "escalations",
+    "resources",
 )
+COUNTERS = ("infrastructure_retries", "retries", "escalations")
 _READ = sa.select(jobs.c.key, *(jobs.c[name] for name in _COLUMNS))
 _UPDATE = jobs.update().where(jobs.c.key == sa.bindparam("of")).values({n: sa.bindparam(f"new_{n}") for n in _COLUMNS})
 
@@ -68,14 +72,23 @@ _FRESH: dict[str, Any] = {
 """What an attempt that was not sent yet looks like."""
 
 Job = dict[str, Any]
+Limits = Callable[[str, Resources], PartitionLimits]
+"""Answers what the partition of these resources on this cluster allows, as far as that is known."""
 
 
 class Changes:
     """The jobs that a transaction looks at, and what it changes in them. :meth:`flush` writes."""
 
-    def __init__(self, db: sa.Connection, now: float, next_version: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        db: sa.Connection,
+        now: float,
+        next_version: Callable[[], int],
+        limits: Limits,
+    ) -> None:
         self.now = now
         self._db = db
+        self._limits = limits
         self._next_version = next_version
         self._jobs: dict[str, Job] = {}
         self._changed: set[str] = set()
@@ -159,18 +172,28 @@ class Changes:
             self._maybe_retry(job, sighting)
 
     def _maybe_retry(self, job: Job, sighting: Sighting) -> None:
-        if sighting.state.infrastructure:
-            counter = "infrastructure_retries"
-        elif sighting.state is JobState.FAILED:
-            counter = "retries"
-        else:
+        if counter_of(sighting.state) is None:
             return
-        spec = self._db.execute(sa.select(jobs.c.spec).where(jobs.c.key == job["key"])).scalar_one()
-        if job[counter] < int(spec[counter]):
-            why = (
-                f"attempt {job['attempt']} ended {sighting.state}: {sighting.reason or 'no reason given'}; trying again"
-            )
-            self.next_attempt(job, why, **{counter: job[counter] + 1})
+        row = self._db.execute(sa.select(jobs.c.spec, jobs.c.cluster).where(jobs.c.key == job["key"])).one()
+        resources = Resources.model_validate(job["resources"] or row.spec["resources"])
+        elapsed = job["ended_at"] - job["started_at"] if job["started_at"] is not None else None
+        verdict = decide(
+            Ended(sighting.state, resources, elapsed),
+            {name: job[name] for name in COUNTERS},
+            {name: int(row.spec[name]) for name in COUNTERS},
+            self._limits(row.cluster, resources),
+        )
+        why = sighting.reason or "no reason given"
+        if isinstance(verdict, str):
+            if verdict:
+                self.set(job, reason=f"{why}; {verdict}")
+            return
+        self.next_attempt(
+            job,
+            f"attempt {job['attempt']} ended {sighting.state}: {why}; {verdict.words}",
+            resources=verdict.resources.model_dump(mode="json"),
+            **{verdict.counter: job[verdict.counter] + 1},
+        )
 
     def flush(self) -> None:
         """Write everything."""

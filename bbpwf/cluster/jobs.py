@@ -97,6 +97,7 @@ class JobSpec(_Frozen):
     throttle: int = Field(0, ge=0, description="Most jobs of the group that may run at once; 0 for no limit.")
     infrastructure_retries: int = Field(3, ge=0, le=10, description="Further attempts after the platform's faults.")
     retries: int = Field(0, ge=0, le=10, description="Further attempts after the job's own non-zero exit.")
+    escalations: int = Field(2, ge=0, le=10, description="Further attempts with more memory or time, if that ran out.")
 
 
 def job_key(run_id: str, task_id: str, index: int | None = None) -> str:

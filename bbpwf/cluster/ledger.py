@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,9 +25,10 @@ import sqlalchemy as sa
 
 from bbpwf import faults
 from bbpwf.clock import Clock
-from bbpwf.cluster.changes import Changes, Job, Sighting, select_in
+from bbpwf.cluster.changes import COUNTERS, Changes, Job, Sighting, select_in
 from bbpwf.cluster.database import Database
-from bbpwf.cluster.jobs import JobSpec, JobView, Observation
+from bbpwf.cluster.jobs import JobSpec, JobView, Observation, Resources
+from bbpwf.cluster.retries import NO_LIMITS, PartitionLimits
 from bbpwf.cluster.schema import batch_jobs, batches, facts, jobs, transitions
 from bbpwf.cluster.views import job_view
 from bbpwf.errors import Conflict, LedgerError, NotFound
@@ -35,6 +36,7 @@ from bbpwf.states import JobState
 
 _IDENTITY = sa.select(jobs.c.key, jobs.c.state, jobs.c.incarnation, jobs.c.fingerprint)
 _MEMBER = sa.select(batch_jobs)
+_COMMAND = batches.update().where(batches.c.batch_id == sa.bindparam("of")).values(command=sa.bindparam("new_command"))
 LIVE = tuple(s.value for s in JobState if not s.terminal)
 
 
@@ -88,6 +90,7 @@ class Ledger:
         self._changed = threading.Condition(threading.RLock())
         self._epoch = 0
         self._version = 0
+        self._limits: dict[str, Callable[[Resources], PartitionLimits]] = {}
         self.ledger_id = ""
 
     # -- the single writer ------------------------------------------------------------------------------------
@@ -130,9 +133,16 @@ class Ledger:
     @contextmanager
     def _changing(self, what: str) -> Iterator[tuple[sa.Connection, Changes]]:
         with self._writing(what) as db:
-            changes = Changes(db, self._clock.now(), self._next_version)
+            changes = Changes(db, self._clock.now(), self._next_version, self._limits_of)
             yield db, changes
             changes.flush()
+
+    def know_limits(self, cluster: str, limits: Callable[[Resources], PartitionLimits]) -> None:
+        """From now on ask ``limits`` what a cluster's partitions allow, when a job needs more than it asked for."""
+        self._limits[cluster] = limits
+
+    def _limits_of(self, cluster: str, resources: Resources) -> PartitionLimits:
+        return self._limits[cluster](resources) if cluster in self._limits else NO_LIMITS
 
     def _next_version(self) -> int:
         self._version += 1
@@ -172,7 +182,7 @@ class Ledger:
                     values: dict[str, Any] = {"incarnation": incarnation}
                     if JobState(row.state).terminal:
                         job = changes.load([spec.key])[spec.key]
-                        changes.next_attempt(job, "", infrastructure_retries=0, retries=0)
+                        changes.next_attempt(job, "", resources=None, **dict.fromkeys(COUNTERS, 0))
                         values |= {"spec": spec.model_dump(mode="json"), "fingerprint": fingerprint}
                     db.execute(jobs.update().where(jobs.c.key == spec.key).values(**values))
                 elif row.fingerprint != fingerprint:
@@ -206,13 +216,13 @@ class Ledger:
     def planned(self, cluster: str, limit: int) -> list[Planned]:
         """Attempts that wait to be sent to a cluster, oldest first."""
         query = (
-            sa.select(jobs.c.key, jobs.c.attempt, jobs.c.spec)
+            sa.select(jobs.c.key, jobs.c.attempt, jobs.c.spec, jobs.c.resources)
             .where(jobs.c.cluster == cluster, jobs.c.state == JobState.PLANNED.value, jobs.c.cancel.is_(False))
             .order_by(jobs.c.seq)
             .limit(limit)
         )
         with self._reading() as db:
-            return [Planned(row.key, row.attempt, JobSpec.model_validate(row.spec)) for row in db.execute(query)]
+            return [Planned(row.key, row.attempt, _spec(row.spec, row.resources)) for row in db.execute(query)]
 
     # -- submissions ------------------------------------------------------------------------------------------
 
@@ -233,7 +243,12 @@ class Ledger:
                 batch_id = "b" + secrets.token_hex(8)
                 db.execute(
                     batches.insert().values(
-                        batch_id=batch_id, cluster=cluster, state="PREPARED", size=len(members), created_at=changes.now
+                        batch_id=batch_id,
+                        cluster=cluster,
+                        state="PREPARED",
+                        size=len(members),
+                        created_at=changes.now,
+                        resources=members[0].spec.resources.model_dump(mode="json"),
                     )
                 )
                 db.execute(
@@ -277,16 +292,17 @@ class Ledger:
     def members(self, batch_id: str) -> list[Planned]:
         """The attempts of a submission, by position."""
         query = (
-            sa.select(batch_jobs.c.job_key, batch_jobs.c.attempt, jobs.c.spec)
+            sa.select(batch_jobs.c.job_key, batch_jobs.c.attempt, jobs.c.spec, batches.c.resources)
             .join_from(batch_jobs, jobs, batch_jobs.c.job_key == jobs.c.key)
+            .join(batches, batches.c.batch_id == batch_jobs.c.batch_id)
             .where(batch_jobs.c.batch_id == batch_id)
             .order_by(batch_jobs.c.position)
         )
         with self._reading() as db:
-            return [Planned(row.job_key, row.attempt, JobSpec.model_validate(row.spec)) for row in db.execute(query)]
+            return [Planned(row.job_key, row.attempt, _spec(row.spec, row.resources)) for row in db.execute(query)]
 
-    def mark_sent(self, batch_ids: Sequence[str]) -> None:
-        """These submissions are about to be sent: from now on their answers may be lost."""
+    def mark_sent(self, batch_ids: Sequence[str], commands: Mapping[str, Sequence[str]] | None = None) -> None:
+        """These submissions are about to be sent, with these commands: from now on their answers may be lost."""
         with self._writing("mark_sent") as db:
             now = self._clock.now()
             db.execute(
@@ -294,6 +310,9 @@ class Ledger:
                 .where(batches.c.batch_id.in_(batch_ids), batches.c.state == "PREPARED")
                 .values(state="SENT", sent_at=now)
             )
+            if commands:
+                rows = [{"of": batch_id, "new_command": list(argv)} for batch_id, argv in commands.items()]
+                db.execute(_COMMAND, rows)
 
     def put_off(self, batch_id: str, reason: str) -> None:
         """The submission was not accepted *for now*: it was certainly not made, and will be sent again."""
@@ -488,6 +507,11 @@ class Ledger:
 def element_id(scheduler_id: str, position: int, size: int) -> str:
     """The scheduler's id of one element of a submission: arrays number theirs, a single job has its own."""
     return f"{scheduler_id}_{position}" if size > 1 else scheduler_id
+
+
+def _spec(spec: dict[str, Any], resources: dict[str, Any] | None) -> JobSpec:
+    """What was asked for, with the resources of one attempt."""
+    return JobSpec.model_validate(spec if resources is None else spec | {"resources": resources})
 
 
 def _batch(row: Any) -> Batch:

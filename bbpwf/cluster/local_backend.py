@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Literal
 
 from bbpwf.cluster.backend import Accepted, Answer, Entry, Refused, Submission
+from bbpwf.cluster.jobs import Resources
 from bbpwf.cluster.ledger import element_id
+from bbpwf.cluster.retries import NO_LIMITS, PartitionLimits
 from bbpwf.cluster.spool import job_script, manifest
 from bbpwf.errors import TransportError
 from bbpwf.states import JobState
@@ -79,6 +81,15 @@ class LocalBackend:
     def array_limit(self) -> int:
         """There is no natural limit; this keeps one submission's folder handy."""
         return 1000
+
+    def limits(self, resources: Resources) -> PartitionLimits:
+        """There are none."""
+        del resources
+        return NO_LIMITS
+
+    def command(self, submission: Submission) -> list[str]:
+        """What each element is started with."""
+        return ["bash", f"{submission.folder.path}/job.sh"]
 
     def submit(self, submissions: Sequence[Submission]) -> dict[str, Answer]:
         """Write each submission's folder and queue its elements; known ones are not queued twice."""

@@ -196,6 +196,7 @@ class ClusterRuntime:
             lost_after_s=self._settings.lost_after_s,
             on_change=submitter.wake,
         )
+        self._ledger.know_limits(self.name, backend.limits)
         submitter.readopt()
         with self._guard:
             self._connected, self._submitter, self._monitor = connected, submitter, monitor

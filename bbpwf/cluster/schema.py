@@ -96,10 +96,13 @@ jobs = sa.Table(
     sa.Column("cancel", sa.Boolean, nullable=False, default=False),
     sa.Column("infrastructure_retries", sa.Integer, nullable=False, default=0),
     sa.Column("retries", sa.Integer, nullable=False, default=0),
+    sa.Column("escalations", sa.Integer, nullable=False, default=0),
+    sa.Column("resources", sa.JSON(none_as_null=True)),
     sa.Index("ix_jobs_run_version", "run_id", "version"),
     sa.Index("ix_jobs_cluster_state", "cluster", "state"),
     sa.Index("ix_jobs_run_task", "run_id", "task_id"),
 )
+"""One row a job. ``resources`` is what its present attempt asks for, where that is not what its ``spec`` says."""
 
 batches = sa.Table(
     "batches",
@@ -112,8 +115,13 @@ batches = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("sent_at", sa.Float),
     sa.Column("reason", sa.Text, nullable=False, default=""),
+    sa.Column("resources", sa.JSON, nullable=False),
+    sa.Column("command", sa.JSON, nullable=False, default=[]),
 )
-"""One submission each. ``state``: PREPARED, SENT (an answer is due or was lost), ACCEPTED, REJECTED."""
+"""One submission each. ``state``: PREPARED, SENT (an answer is due or was lost), ACCEPTED, REJECTED.
+
+``resources`` is what it asks for, ``command`` the scheduler's command that it was made with.
+"""
 
 batch_jobs = sa.Table(
     "batch_jobs",

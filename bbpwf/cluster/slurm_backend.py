@@ -15,6 +15,8 @@ from typing import Literal
 
 from bbpwf import shell
 from bbpwf.cluster.backend import Accepted, Answer, Entry, PutOff, Refused, Submission, Unclear
+from bbpwf.cluster.jobs import Resources
+from bbpwf.cluster.retries import NO_LIMITS, PartitionLimits
 from bbpwf.cluster.spool import job_script, manifest
 from bbpwf.errors import SlurmBusy, SlurmError, SubmitAmbiguous, SubmitLimited
 from bbpwf.slurm import sbatch
@@ -75,6 +77,7 @@ class SlurmBackend:
         self._client = SlurmClient(transport)
         self._default_partition = default_partition
         self._array_limit = 1000
+        self._partitions: dict[str, PartitionLimits] = {}
 
     @property
     def kind(self) -> Literal["slurm", "local"]:
@@ -101,6 +104,18 @@ class SlurmBackend:
         size = config.get("MaxArraySize", "")
         if size.isdigit() and int(size) > 1:
             self._array_limit = int(size) - 1
+        for each in self._client.partitions():
+            self._partitions[each.name] = PartitionLimits(each.name, each.time_limit, each.memory_mb)
+            if each.default:
+                self._partitions[""] = self._partitions[each.name]
+
+    def limits(self, resources: Resources) -> PartitionLimits:
+        """What was learned of its partition by :meth:`look_around`."""
+        return self._partitions.get(resources.partition or self._default_partition, NO_LIMITS)
+
+    def command(self, submission: Submission) -> list[str]:
+        """sbatch with all its options; the script comes on its standard input."""
+        return sbatch.argv(sbatch_options(submission, default_partition=self._default_partition))
 
     def submit(self, submissions: Sequence[Submission]) -> dict[str, Answer]:
         """Send submissions in one round trip."""

@@ -32,12 +32,12 @@ AMBIGUITY_S = 120.0
 def pack(planned: Sequence[Planned], array_limit: int) -> list[list[Planned]]:
     """Groups of attempts that can share one submission, none larger than ``array_limit``.
 
-    Same resources, name, group and throttle go together; order within a group is kept.
+    Same run, resources, name, group and throttle go together; order within a group is kept.
     """
     groups: dict[tuple[object, ...], list[Planned]] = {}
     for each in planned:
         spec = each.spec
-        sort = (spec.resources, spec.name, spec.group, spec.throttle)
+        sort = (spec.run_id, spec.resources, spec.name, spec.group, spec.throttle)
         groups.setdefault(sort, []).append(each)
     return [
         members[start : start + array_limit]
@@ -110,7 +110,8 @@ class Submitter:
 
     def _send(self, batches: Sequence[Batch]) -> None:
         submissions = [self.submission(batch) for batch in batches]
-        self._ledger.mark_sent([b.batch_id for b in batches])
+        commands = {s.batch_id: self._backend.command(s) for s in submissions}
+        self._ledger.mark_sent([b.batch_id for b in batches], commands)
         faults.point("submit.before")
         answers = self._backend.submit(submissions)
         faults.point("submit.after")

@@ -97,6 +97,12 @@ class ResourceParameters:
     retries = luigi.IntParameter(
         default=0, significant=False, positional=False, description="Further attempts after a non-zero exit code."
     )
+    escalations = luigi.IntParameter(
+        default=2,
+        significant=False,
+        positional=False,
+        description="Further attempts with twice the memory, or time, when that ran out.",
+    )
 
     def job_resources(self) -> Resources:
         """The parameters as the agent takes them.
@@ -113,7 +119,7 @@ class ResourceParameters:
             (str(name).removeprefix("--"), "" if value in ("", True, None) else str(value))
             for name, value in self.sbatch_options.items()
         )
-        for name, most in (("infrastructure_retries", 10), ("retries", 10)):
+        for name, most in (("infrastructure_retries", 10), ("retries", 10), ("escalations", 10)):
             if not 0 <= getattr(self, name) <= most:
                 raise InvalidParameter(
                     f"{family}: {name} must be between 0 and {most}, not {getattr(self, name)}", where=family

@@ -101,6 +101,7 @@ class JobTask(ResourceParameters, EnvironmentParameters, luigi.Task):
                 resources=resources,
                 infrastructure_retries=self.infrastructure_retries,
                 retries=self.retries,
+                escalations=self.escalations,
                 **more,
             )
         except ValidationError as error:

@@ -98,7 +98,7 @@ def test_cancel_ends_running_and_waiting_jobs_and_can_be_repeated(agent: BoundAg
 
 
 def test_a_time_limit_is_told_from_a_failure(agent: BoundAgent) -> None:
-    job = spec("r1", "T", "sleep 300", resources=Resources(time_limit=timedelta(seconds=1)))
+    job = spec("r1", "T", "sleep 300", resources=Resources(time_limit=timedelta(seconds=1)), escalations=0)
     agent.submit([job])
     view = wait_ended(agent, [job.key], timeout=150)[job.key]
     assert (view.state, view.reason) == (JobState.TIMEOUT, "reached its time limit")

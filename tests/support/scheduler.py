@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from typing import Literal
 
 from bbpwf.cluster.backend import Accepted, Answer, Entry, Submission
+from bbpwf.cluster.jobs import Resources
 from bbpwf.cluster.ledger import element_id
+from bbpwf.cluster.retries import NO_LIMITS, PartitionLimits
 from bbpwf.errors import ConnectionLost
 from bbpwf.states import JobState
 from bbpwf.transport.protocol import DEFAULT_CAP, Completed, FileStat
@@ -53,6 +55,7 @@ class MemoryScheduler:
         self.answers: list[Answer | Literal["lose before", "lose after"]] = []
         self.cancelled: list[str] = []
         self.trips = 0
+        self.partition = NO_LIMITS
         self._limit = array_limit
         self._ids: dict[str, str] = {}
 
@@ -67,6 +70,12 @@ class MemoryScheduler:
     @property
     def array_limit(self) -> int:
         return self._limit
+
+    def limits(self, resources: Resources) -> PartitionLimits:
+        return self.partition
+
+    def command(self, submission: Submission) -> list[str]:
+        return ["submit", submission.batch_id]
 
     def submit(self, submissions: Sequence[Submission]) -> dict[str, Answer]:
         self.trips += 1

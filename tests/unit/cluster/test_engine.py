@@ -211,7 +211,7 @@ def test_absence_from_the_queue_is_no_success_and_ends_as_lost(engine: Engine) -
     ],
 )
 def test_an_end_by_a_signal_is_named_by_the_queue(engine: Engine, raw: str, state: JobState) -> None:
-    batch_id = engine.submitted()
+    batch_id = engine.submitted(escalations=0)
     engine.started(batch_id)
     engine.ended(batch_id, 143, signal=15)
     assert engine.view().state is JobState.RUNNING, "nobody knows yet who sent the signal"
@@ -234,7 +234,7 @@ def test_an_end_by_a_signal_that_nobody_explains_is_a_failure_in_the_end(engine:
 
 
 def test_completing_hides_the_final_state(engine: Engine) -> None:
-    batch_id = engine.submitted()
+    batch_id = engine.submitted(escalations=0)
     engine.started(batch_id)
     engine.ended(batch_id, 143, signal=15)
     engine.scheduler.show(batch_id, JobState.RUNNING, "COMPLETING", ending=True)

@@ -119,7 +119,7 @@ def test_a_requeue_is_the_next_attempt_of_the_same_job(ledger: Ledger) -> None:
         (JobState.LOST, {}, JobState.LOST),
         (JobState.FAILED, {}, JobState.FAILED),
         (JobState.FAILED, {"retries": 1}, JobState.PLANNED),
-        (JobState.TIMEOUT, {"retries": 5}, JobState.TIMEOUT),
+        (JobState.TIMEOUT, {"retries": 5, "escalations": 0}, JobState.TIMEOUT),
     ],
 )
 def test_what_is_tried_again_is_decided_by_its_cause(

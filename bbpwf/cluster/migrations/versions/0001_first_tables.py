@@ -35,6 +35,8 @@ def upgrade() -> None:
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.Column("sent_at", sa.Float(), nullable=True),
         sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("resources", sa.JSON(), nullable=False),
+        sa.Column("command", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("batch_id", name=op.f("pk_batches")),
     )
     with op.batch_alter_table("batches", schema=None) as batch_op:
@@ -74,6 +76,8 @@ def upgrade() -> None:
         sa.Column("cancel", sa.Boolean(), nullable=False),
         sa.Column("infrastructure_retries", sa.Integer(), nullable=False),
         sa.Column("retries", sa.Integer(), nullable=False),
+        sa.Column("escalations", sa.Integer(), nullable=False),
+        sa.Column("resources", sa.JSON(none_as_null=True), nullable=True),
         sa.PrimaryKeyConstraint("seq", name=op.f("pk_jobs")),
         sa.UniqueConstraint("key", name=op.f("uq_jobs_key")),
     )
