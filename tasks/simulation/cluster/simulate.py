@@ -264,7 +264,10 @@ class Simulation:
             clamp.delay = stimulus.delay
             clamp.dur = stimulus.duration
             self.network.held.append(clamp)
-            shape(stimulus, clamp, cell, index)
+            try:
+                shape(stimulus, clamp, cell, index)
+            except (ZeroDivisionError, ValueError) as error:
+                raise BadInput(f"input {name!r}: its values make no sense: {error}") from error
         if not found:
             raise BadInput(f"input {name!r}: node set {stimulus.node_set!r} holds no simulated cell")
 

@@ -122,6 +122,10 @@ def setting(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
             stimulus(module="seclamp", input_type="voltage_clamp", delay=0, voltage=-70.0),
             "module 'seclamp' is not understood",
         ),
+        (
+            stimulus(module="pulse", amp_start=1.0, width=1.0, frequency=0.0),
+            "input 'stimulus': its values make no sense",
+        ),
         (setting("inputs.stimulus.input_type", "conductance"), "conductance"),
         (setting("reports.soma.sections", "all"), "report 'soma': only type compartment, sections soma"),
         (setting("reports.soma.dt", 0.03), "report 'soma': dt must be a multiple"),
