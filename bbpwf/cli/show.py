@@ -26,6 +26,7 @@ STYLES = {
 }
 _FAILED = {"EXECUTOR_ERROR", "SYSTEM_ERROR", "PREEMPTED"}
 _MOST_FAILURES = 10
+_UNWATCHED = 500
 
 View = Mapping[str, Any]
 
@@ -37,8 +38,18 @@ def print_json(value: Any) -> None:
 
 
 def console(*, err: bool = False) -> Console:
-    """Where people read; plain text where nobody watches."""
-    return Console(stderr=err, highlight=False)
+    """Where people read; plain text without a limit to its width where nobody watches."""
+    found = Console(stderr=err, highlight=False)
+    return found if found.is_terminal else Console(stderr=err, highlight=False, width=_UNWATCHED)
+
+
+def table(*headers: str) -> Table:
+    """A table whose last column gives way when there is no room; the others are never cut."""
+    made = Table(box=None, pad_edge=False)
+    for header in headers[:-1]:
+        made.add_column(header, no_wrap=True, overflow="ignore")
+    made.add_column(headers[-1], overflow="fold")
+    return made
 
 
 def state_text(state: str) -> Text:
@@ -65,24 +76,24 @@ def moment(seconds: float | str | None) -> str:
 
 def runs_table(runs: Sequence[View]) -> Table:
     """WES run summaries as a table."""
-    table = Table("run", "state", "started", "ended", "tags", box=None, pad_edge=False)
+    made = table("run", "state", "started", "ended", "tags")
     for run in runs:
         tags = " ".join(f"{name}={value}" for name, value in run.get("tags", {}).items())
         started, ended = moment(run.get("start_time")), moment(run.get("end_time"))
-        table.add_row(run["run_id"], state_text(run["state"]), started, ended, tags)
-    return table
+        made.add_row(run["run_id"], state_text(run["state"]), started, ended, tags)
+    return made
 
 
 def tasks_table(tasks: Sequence[View], now: float) -> Table:
     """Tasks with their array elements folded into counts."""
-    table = Table("task", "state", "time", "jobs", "", box=None, pad_edge=False)
+    made = table("task", "state", "time", "jobs", "")
     for task, elements in folded(tasks):
         states = Counter(element["state"] for element in elements)
         jobs = ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items()))
         took = duration(task["started_at"], task["ended_at"] or (now if task["started_at"] else None))
         reason = str(task["reason"]).partition("\n")[0][:100] if task["state"] in _FAILED else ""
-        table.add_row(str(task["name"]), state_text(task["state"]), took, jobs, Text(reason, "dim"))
-    return table
+        made.add_row(str(task["name"]), state_text(task["state"]), took, jobs, Text(reason, "dim"))
+    return made
 
 
 def folded(tasks: Sequence[View]) -> list[tuple[View, list[View]]]:

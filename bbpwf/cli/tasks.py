@@ -14,8 +14,6 @@ Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs
 @tasks_app.command("list")
 def list_tasks(json_output: Json = False) -> None:
     """Every task on offer."""
-    from rich.table import Table
-
     from bbpwf import settings
     from bbpwf.cli import show
     from bbpwf.cli.client import connect
@@ -24,7 +22,7 @@ def list_tasks(json_output: Json = False) -> None:
     if json_output:
         show.print_json(found)
         return
-    table = Table("task", "kind", "", box=None, pad_edge=False)
+    table = show.table("task", "kind", "")
     for task in found:
         table.add_row(task["name"], task.get("kind", ""), task.get("title", ""))
     show.console().print(table)
@@ -36,7 +34,6 @@ def show_task(
     json_output: Json = False,
 ) -> None:
     """A task and its parameters."""
-    from rich.table import Table
     from rich.text import Text
 
     from bbpwf import settings
@@ -50,7 +47,7 @@ def show_task(
     out = show.console()
     out.print(Text.assemble((task["name"], "bold"), "\n", task.get("description", "")), soft_wrap=True)
     schema = task["parameters"]
-    table = Table("parameter", "type", "default", "", box=None, pad_edge=False)
+    table = show.table("parameter", "type", "default", "")
     for parameter, each in schema["properties"].items():
         kind = "|".join(map(str, each["enum"])) if "enum" in each else str(each.get("type", ""))
         default = "required" if parameter in schema.get("required", []) else str(each.get("default", ""))
