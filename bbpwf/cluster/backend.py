@@ -135,6 +135,16 @@ class Backend(Protocol):
         """
         ...
 
+    def accounted(self, scheduler_ids: Sequence[str]) -> dict[str, Entry]:
+        """What accounting says of jobs that the queue no longer shows, by scheduler id; nothing where there is none.
+
+        ``reason`` holds a failed job's exit code or signal in words; ``batch_id`` and ``position`` are not known there.
+
+        Raises:
+            SlurmError, TransportError: there is accounting, but it cannot be asked now.
+        """
+        ...
+
     def cancel(self, scheduler_ids: Sequence[str]) -> None:
         """Ask for these to end. Unknown and ended ones are fine."""
         ...

@@ -156,6 +156,11 @@ class LocalBackend:
             ]
         return waiting + running + done
 
+    def accounted(self, scheduler_ids: Sequence[str]) -> dict[str, Entry]:
+        """There is none."""
+        del scheduler_ids
+        return {}
+
     def cancel(self, scheduler_ids: Sequence[str]) -> None:
         """SIGTERM to the job's group, SIGKILL after ten seconds; waiting ones never start."""
         wanted = set(scheduler_ids)

@@ -17,86 +17,19 @@ from collections.abc import Callable, Iterable
 from bbpwf import faults
 from bbpwf.clock import Clock
 from bbpwf.cluster.backend import Backend, Entry
+from bbpwf.cluster.causes import requeue_reason, suspicious, waiting_reason
 from bbpwf.cluster.changes import Sighting
-from bbpwf.cluster.jobs import ExitRecord
+from bbpwf.cluster.inquest import exit_records, place, slurm_in_logs
 from bbpwf.cluster.ledger import Ledger, Live
-from bbpwf.cluster.spool import Ended, Event, EventReader, Fenced, Folder, Started, parse_event
+from bbpwf.cluster.spool import Ended, Event, EventReader, Fenced, Folder, Started
+from bbpwf.cluster.verdict import Evidence, decisive, ended_sighting, verdict
 from bbpwf.errors import LedgerError, SlurmError, TransportError
 from bbpwf.states import JobState
 
 _log = logging.getLogger(__name__)
 
-SUSPECT_PATIENCE_S = 20.0
-"""How long an end by a signal may wait for the queue's word before it is recorded as a plain failure."""
-_CANCEL_GONE_S = 10.0
-"""A cancelled job that the queue no longer shows for this long is gone."""
-_TOLD_BY_QUEUE = frozenset(
-    {
-        JobState.TIMEOUT,
-        JobState.OUT_OF_MEMORY,
-        JobState.CANCELLED,
-        JobState.NODE_FAIL,
-        JobState.BOOT_FAIL,
-        JobState.PREEMPTED,
-        JobState.DEADLINE,
-    }
-)
-
-
-def ended(record: ExitRecord) -> tuple[JobState, str]:
-    """State and reason for an exit record that needs no second witness."""
-    if record.code == 0:
-        return JobState.COMPLETED, ""
-    if record.code == 71:
-        return JobState.FAILED, "a software module could not be loaded (exit code 71)"
-    if record.code == 72:
-        return JobState.FAILED, "its working folder could not be made or entered (exit code 72)"
-    if record.code > 128:
-        return JobState.FAILED, f"ended by signal {record.code - 128} (exit code {record.code})"
-    return JobState.FAILED, f"exit code {record.code}"
-
-
-def suspicious(record: ExitRecord) -> bool:
-    """Whether somebody else may have ended the job: it was told to stop, or died of SIGKILL or SIGTERM."""
-    return record.signal != 0 or record.code in {137, 143}
-
-
-_QUEUE_REASONS = {
-    JobState.TIMEOUT: "reached its time limit",
-    JobState.OUT_OF_MEMORY: "used more memory than it asked for",
-    JobState.CANCELLED: "cancelled outside of bbpwf",
-    JobState.NODE_FAIL: "its node failed",
-    JobState.BOOT_FAIL: "its node did not start",
-    JobState.PREEMPTED: "preempted by another job",
-    JobState.DEADLINE: "its deadline passed",
-}
-
-WAITING = {
-    "Resources": "waiting for free nodes",
-    "Priority": "waiting behind jobs of higher priority",
-    "Dependency": "waiting for the jobs it depends on",
-    "DependencyNeverSatisfied": "a job it depends on failed: it will never start",
-    "BeginTime": "requeued by Slurm; it will start again shortly",
-    "JobHeldUser": "held by its user",
-    "JobHeldAdmin": "held by an administrator",
-    "JobArrayTaskLimit": "waiting for other elements of its array (throttle)",
-    "PartitionTimeLimit": "asks for more time than its partition allows",
-    "PartitionNodeLimit": "asks for more nodes than its partition has",
-    "PartitionInactive": "its partition is inactive: the cluster's nodes failed to start repeatedly",
-    "PartitionDown": "its partition is down",
-    "ReqNodeNotAvail": "nodes it needs are not available",
-    "QOSMaxJobsPerUserLimit": "waiting for the user's other jobs (limit of the quality of service)",
-    "AssocMaxJobsLimit": "waiting for other jobs of the account (limit)",
-}
-"""Slurm's pending reasons in plain words; others are shown as Slurm says them."""
-
-
-def waiting_reason(raw: str) -> str:
-    """Why a job waits, for people."""
-    word = raw.strip("()").split(",", 1)[0].split(" ", 1)[0]
-    if word in {"", "None"}:
-        return ""
-    return f"{WAITING[word]} ({word})" if word in WAITING else f"waiting: {raw.strip('()')}"
+MOST_ACCOUNTED = 2000
+"""Jobs that accounting is asked about at once; others have their turn at the next query."""
 
 
 class Monitor:
@@ -194,7 +127,7 @@ class Monitor:
                         self._suspects[event.batch_id, event.position] = (event, self._clock.monotonic())
                     suspects = True
                 else:
-                    sightings.append(_ended_sighting(event, "event"))
+                    sightings.append(ended_sighting(event, "event"))
             elif isinstance(event, Fenced):
                 _log.warning(
                     "a duplicate of %s[%d] ended at once: %s", event.batch_id, event.position, event.scheduler_id
@@ -236,20 +169,25 @@ class Monitor:
 
     def poll(self) -> None:
         """One query for all jobs; then the exit records of those that it does not show as alive."""
+        live = self._ledger.live(self._cluster)  # before the query: what is missing there is gone, or was requeued
         faults.point("queue.before")
         entries = {(e.batch_id, e.position): e for e in self._queue()}
         faults.point("queue.after")
         now = self._clock.now()
         sightings: list[Sighting] = []
         gone: list[tuple[Live, Entry | None]] = []
-        for job in self._ledger.live(self._cluster):
-            entry = entries.get((job.batch_id, job.position))
+        requeued: list[tuple[Live, Entry]] = []
+        for job in live:
+            entry = entries.get(place(job))
             if entry is None and (job.size == 1 or job.state is JobState.QUEUED):
                 entry = entries.get((job.batch_id, None))  # a single job's, or that of the elements that never began
-            if entry is not None and (entry.ending or (entry.state is not None and not entry.state.terminal)):
-                sightings.append(self._alive(job, entry, now))
-            else:
+            if entry is None or not (entry.ending or (entry.state is not None and not entry.state.terminal)):
                 gone.append((job, entry))
+            elif job.state is JobState.RUNNING and entry.state is JobState.QUEUED:
+                requeued.append((job, entry))
+            else:
+                sightings.append(self._alive(job, entry, now))
+        sightings += self._requeued(requeued, now)
         sightings += self._resolve(gone, now)
         self._ledger.see(sightings)
         self.cancel_marked()
@@ -266,139 +204,67 @@ class Monitor:
         return entries
 
     def _alive(self, job: Live, entry: Entry, now: float) -> Sighting:
-        with self._guard:
-            suspect = self._suspects.get((job.batch_id, job.position))
-            if suspect is not None and entry.state is JobState.QUEUED:
-                del self._suspects[job.batch_id, job.position]  # it was requeued: that end was not its last
         state = entry.state or job.state
         reason = waiting_reason(entry.reason) if state is JobState.QUEUED else ""
-        return Sighting(
-            job.batch_id,
-            job.position,
-            state,
-            now,
-            "queue",
-            restart=job.attempt - job.base,
-            scheduler_id=entry.scheduler_id,
-            reason=reason,
-        )
+        return _sighting(job, entry, state, now, job.attempt - job.base, reason)
+
+    def _requeued(self, jobs: list[tuple[Live, Entry]], now: float) -> list[Sighting]:
+        """Jobs that ran and wait again: the next attempt of the same job. The record they left is not their last."""
+        logs = slurm_in_logs(self._backend.transport, self._spool, (job for job, _ in jobs))
+        sightings = []
+        for job, entry in jobs:
+            with self._guard:
+                self._suspects.pop(place(job), None)
+            restart = job.attempt - job.base + 1
+            reason = requeue_reason(logs.get(place(job), ""))
+            sightings.append(_sighting(job, entry, JobState.QUEUED, now, restart, reason))
+        return sightings
 
     def _resolve(self, gone: list[tuple[Live, Entry | None]], now: float) -> list[Sighting]:
         """What became of jobs that the queue does not show as alive."""
         if not gone:
             return []
-        records = self._exit_records([job for job, _ in gone])
+        records = exit_records(self._backend.transport, self._spool, [job for job, _ in gone])
+        with self._guard:
+            suspects = {place(job): self._suspects.pop(place(job), None) for job, _ in gone}
+        for where, suspect in suspects.items():
+            if suspect is not None:
+                records.setdefault(where, suspect[0])
+        doubtful = [(job, entry) for job, entry in gone if not decisive(records.get(place(job)), job)]
+        accounted, all_asked = self._accounted([job for job, entry in doubtful if entry is None])
+        unexplained = (job for job, entry in doubtful if place(job) in records or entry is not None)
+        logs = slurm_in_logs(self._backend.transport, self._spool, unexplained)
         sightings = []
         for job, entry in gone:
-            place = (job.batch_id, job.position)
-            with self._guard:
-                suspect = self._suspects.pop(place, None)
-            record = records.get(place) or (suspect[0] if suspect else None)
-            verdict = self._verdict(job, entry, record, suspect[1] if suspect else None, now)
-            if verdict is not None:
-                sightings.append(verdict)
-            elif suspect is not None:
+            where = place(job)
+            record, suspect = records.get(where), suspects[where]
+            since = suspect[1] if suspect else self._clock.monotonic()
+            seen = Evidence(
+                entry,
+                record,
+                accounted.get(job.scheduler_id),
+                logs.get(where, ""),
+                self._clock.monotonic() - since,
+                all_asked,
+            )
+            said = verdict(job, seen, now, lost_after_s=self._lost_after_s)
+            if said is not None:
+                sightings.append(said)
+            elif record is not None:
                 with self._guard:
-                    self._suspects.setdefault(place, suspect)
+                    self._suspects.setdefault(where, (record, since))
         return sightings
 
-    def _verdict(
-        self, job: Live, entry: Entry | None, record: Ended | None, suspect_since: float | None, now: float
-    ) -> Sighting | None:
-        place = (job.batch_id, job.position)
-        restart = job.attempt - job.base
-        told = entry.state if entry is not None and entry.state in _TOLD_BY_QUEUE else None
-        scheduler_id = entry.scheduler_id if entry is not None else job.scheduler_id
-        if record is not None and record.record.restart >= restart and not suspicious(record.record):
-            return _ended_sighting(record, "record")
-        if job.cancel and (record is not None or entry is not None):
-            exit_record = record.record if record is not None else None
-            return Sighting(
-                *place,
-                JobState.CANCELLED,
-                exit_record.ended if exit_record else now,
-                "queue",
-                restart=restart,
-                scheduler_id=scheduler_id,
-                reason="cancelled",
-                exit=exit_record,
-            )
-        if told is not None:
-            return Sighting(
-                *place,
-                told,
-                record.record.ended if record is not None else now,
-                "queue",
-                restart=restart,
-                scheduler_id=scheduler_id,
-                reason=_QUEUE_REASONS[told],
-                exit=record.record if record is not None else None,
-            )
-        if record is not None and record.record.restart >= restart:
-            waited = 0.0 if suspect_since is None else self._clock.monotonic() - suspect_since
-            if (entry is not None and entry.state is not None) or waited > SUSPECT_PATIENCE_S:
-                return _ended_sighting(record, "record")
-            with self._guard:
-                self._suspects.setdefault(place, (record, self._clock.monotonic()))
-            return None
-        if entry is not None and entry.state is JobState.COMPLETED:
-            return Sighting(
-                *place,
-                JobState.COMPLETED,
-                now,
-                "queue",
-                restart=restart,
-                scheduler_id=scheduler_id,
-                reason="its exit record is missing; the scheduler says that it completed",
-            )
-        if entry is not None and entry.state is JobState.FAILED:
-            return Sighting(
-                *place,
-                JobState.FAILED,
-                now,
-                "queue",
-                restart=restart,
-                scheduler_id=scheduler_id,
-                reason="failed without an exit record: it was killed, or its node could not write to the shared disk",
-            )
-        if job.cancel and now - job.seen_at > _CANCEL_GONE_S:
-            return Sighting(
-                *place,
-                JobState.CANCELLED,
-                now,
-                "queue",
-                restart=restart,
-                reason="cancelled; the scheduler no longer knows it",
-            )
-        if now - job.seen_at > self._lost_after_s:
-            minutes = (now - job.seen_at) / 60
-            return Sighting(
-                *place,
-                JobState.LOST,
-                now,
-                "agent",
-                restart=restart,
-                reason=f"not in the queue, no exit record, no event for {minutes:.0f} min; last known as {job.state}"
-                f" with scheduler id {job.scheduler_id or 'none'}",
-            )
-        return None
-
-    def _exit_records(self, jobs: list[Live]) -> dict[tuple[str, int], Ended]:
-        """The newest exit record of each job that has one; one round trip for all."""
-        folders = sorted({f"batches/{job.batch_id}" for job in jobs})
-        wanted = {(job.batch_id, job.position) for job in jobs}
-        script = 'cd "$1" || exit 0; while IFS= read -r d; do cat "$d"/exit.* 2>/dev/null; done; exit 0'
-        done = self._backend.transport.run(
-            ["bash", "-c", script, "records", self._spool], stdin="".join(f"{f}\n" for f in folders).encode()
-        )
-        found: dict[tuple[str, int], Ended] = {}
-        for line in done.out.split("\n"):
-            event = parse_event(line)
-            if isinstance(event, Ended) and (event.batch_id, event.position) in wanted:
-                present = found.get((event.batch_id, event.position))
-                if present is None or event.record.restart >= present.record.restart:
-                    found[event.batch_id, event.position] = event
-        return found
+    def _accounted(self, jobs: list[Live]) -> tuple[dict[str, Entry], bool]:
+        """Accounting's word on these jobs, by scheduler id; and whether it could be asked about all."""
+        ids = [job.scheduler_id for job in jobs if job.scheduler_id]
+        if not ids:
+            return {}, True
+        try:
+            return self._backend.accounted(ids[:MOST_ACCOUNTED]), len(ids) <= MOST_ACCOUNTED
+        except SlurmError as error:
+            _log.warning("accounting could not be asked: %s", error)
+            return {}, False
 
     def cancel_marked(self) -> None:
         """Ask jobs that are marked to be cancelled, and are still there, to end; and look again soon."""
@@ -412,16 +278,14 @@ class Monitor:
         self._poll_now.set()
 
 
-def _ended_sighting(event: Ended, witness: str) -> Sighting:
-    state, reason = ended(event.record)
+def _sighting(job: Live, entry: Entry, state: JobState, now: float, restart: int, reason: str) -> Sighting:
     return Sighting(
-        event.batch_id,
-        event.position,
+        job.batch_id,
+        job.position,
         state,
-        event.record.ended,
-        witness,
-        restart=event.record.restart,
-        scheduler_id=event.scheduler_id,
+        now,
+        "queue",
+        restart=restart,
+        scheduler_id=entry.scheduler_id,
         reason=reason,
-        exit=event.record,
     )

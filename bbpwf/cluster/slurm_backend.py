@@ -63,6 +63,8 @@ say() {{
 }}
 """
 
+_NO_ACCOUNTING = frozenset({"", "(null)", "accounting_storage/none"})
+
 
 class SlurmBackend:
     """See :class:`bbpwf.cluster.backend.Backend`. Call :meth:`look_around` once before use.
@@ -78,6 +80,7 @@ class SlurmBackend:
         self._default_partition = default_partition
         self._array_limit = 1000
         self._partitions: dict[str, PartitionLimits] = {}
+        self._accounting = False
 
     @property
     def kind(self) -> Literal["slurm", "local"]:
@@ -104,6 +107,7 @@ class SlurmBackend:
         size = config.get("MaxArraySize", "")
         if size.isdigit() and int(size) > 1:
             self._array_limit = int(size) - 1
+        self._accounting = config.get("AccountingStorageType", "") not in _NO_ACCOUNTING
         for each in self._client.partitions():
             self._partitions[each.name] = PartitionLimits(each.name, each.time_limit, each.memory_mb)
             if each.default:
@@ -157,6 +161,20 @@ class SlurmBackend:
                 )
             )
         return entries
+
+    def accounted(self, scheduler_ids: Sequence[str]) -> dict[str, Entry]:
+        """What accounting says; nothing on a cluster that keeps none, as :meth:`look_around` learned."""
+        if not self._accounting or not scheduler_ids:
+            return {}
+        wanted = set(scheduler_ids)
+        found: dict[str, Entry] = {}
+        for each in self._client.accounting(sorted(wanted)):
+            code, signal = each.exit_code, each.signal
+            reason = f"ended by signal {signal}" if signal else f"exit code {code}"
+            for job_id in [f"{each.job_id}_{index}" for index in each.indices] or [each.job_id]:
+                if job_id in wanted:  # of several incarnations, the last
+                    found[job_id] = Entry("", None, job_id, job_state_from_slurm(each.state), each.state, reason)
+        return found
 
     def cancel(self, scheduler_ids: Sequence[str]) -> None:
         """``scancel`` in as few calls as possible."""

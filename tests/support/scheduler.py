@@ -10,22 +10,26 @@ from bbpwf.cluster.backend import Accepted, Answer, Entry, Submission
 from bbpwf.cluster.jobs import Resources
 from bbpwf.cluster.ledger import element_id
 from bbpwf.cluster.retries import NO_LIMITS, PartitionLimits
-from bbpwf.errors import ConnectionLost
+from bbpwf.errors import ConnectionLost, SlurmBusy
 from bbpwf.states import JobState
 from bbpwf.transport.protocol import DEFAULT_CAP, Completed, FileStat
 
 
 class RecordsTransport:
-    """Answers the monitor's one command with exit records that a test put there."""
+    """Answers the monitor's commands with exit records, and with Slurm's words in logs, that a test put there."""
 
     where = "memory"
 
     def __init__(self) -> None:
         self.records: list[str] = []
+        self.logs: dict[tuple[str, int], str] = {}
 
     def run(
         self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float | None = None, cap: int = DEFAULT_CAP
     ) -> Completed:
+        if argv[3] == "logs":
+            text = "".join(f"\n\x1e {batch_id} {position}\n{log}" for (batch_id, position), log in self.logs.items())
+            return Completed(0, text.encode(), b"")
         return Completed(0, "".join(f"{r}\n" for r in self.records).encode(), b"")
 
     def stat(self, paths: Sequence[str]) -> list[FileStat | None]:
@@ -56,6 +60,7 @@ class MemoryScheduler:
         self.cancelled: list[str] = []
         self.trips = 0
         self.partition = NO_LIMITS
+        self.accounting: dict[str, Entry] | None = {}
         self._limit = array_limit
         self._ids: dict[str, str] = {}
 
@@ -124,6 +129,11 @@ class MemoryScheduler:
 
     def queue(self) -> list[Entry]:
         return list(self.entries)
+
+    def accounted(self, scheduler_ids: Sequence[str]) -> dict[str, Entry]:
+        if self.accounting is None:
+            raise SlurmBusy("the accounting daemon does not answer")
+        return {each: self.accounting[each] for each in scheduler_ids if each in self.accounting}
 
     def cancel(self, scheduler_ids: Sequence[str]) -> None:
         self.cancelled += scheduler_ids
