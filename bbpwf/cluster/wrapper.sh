@@ -63,4 +63,8 @@ while :; do
     code=$?
     kill -0 "$child" 2>/dev/null || break
 done
+if [ "$signal" -ne 0 ]; then # that status may be the interrupted wait's; the script's own is still remembered
+    wait "$child"
+    code=$?
+fi
 finish "$code" "$signal"
