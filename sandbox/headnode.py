@@ -10,9 +10,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,9 +42,7 @@ class HeadNode:
 
     def cut_connections(self) -> None:
         """Kill what serves the open SSH connections, as a rebooting head node would."""
-        for pid in sshd.connections(self.running["sshd"].pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        sshd.cut(self.running["sshd"].pid)
 
     def end(self, name: str) -> None:
         """Stop one process."""
@@ -82,7 +77,8 @@ def running(folder: Path, *, cpus: int = 16, min_job_age: int = 300, extra: str 
         yield head
     finally:
         made.end_jobs()
-        head.cut_connections()
+        if "sshd" in head.running:
+            head.cut_connections()
         for name in reversed(list(head.running)):
             head.end(name)
         made.end_jobs()

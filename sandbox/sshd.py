@@ -13,6 +13,8 @@ import os
 import pwd
 import shlex
 import shutil
+import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from sandbox.process import Process, accepts
+from sandbox.process import Process
 
 _SYSTEM_PATH = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin")
 _SLURM_PREFIXES = (
@@ -103,7 +105,7 @@ Subsystem sftp internal-sftp
         argv=(program, "-D", "-f", str(config), "-E", str(log)),
         env={"PATH": os.pathsep.join(_SYSTEM_PATH)},
         log=folder / "sshd.out",
-        ready=lambda: accepts(port),
+        ready=lambda: _listens(port),
         ready_within=15.0,
     )
     return Sshd(
@@ -129,6 +131,21 @@ def connections(listener: int) -> list[int]:
         return []
 
 
+def cut(listener: int, *, within: float = 10.0) -> None:
+    """Kill what serves the open connections, as a rebooting head node would, and wait until it is gone.
+
+    Also to be called before the listener is stopped: its children outlive it, and write to its log.
+    """
+    deadline = time.monotonic() + within
+    killed: set[int] = set()
+    while (serving := connections(listener)) and time.monotonic() < deadline:
+        for pid in set(serving) - killed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+        time.sleep(0.01)
+
+
 def write_profile(home: Path, *, first_on_path: Path, env: Mapping[str, str]) -> None:
     """Make ``home`` with a ``.bash_profile`` for login shells: PATH with ``first_on_path`` leading, and ``env``."""
     home.mkdir(parents=True, exist_ok=True)
@@ -146,6 +163,13 @@ def _bare_path(folder: Path) -> Path:
                 with contextlib.suppress(FileExistsError):
                     (folder / program.name).symlink_to(program.path)
     return folder
+
+
+def _listens(port: int) -> bool:
+    """Whether somebody listens on a loopback port; a connection just to see would leave its mark in sshd's log."""
+    wanted = f"0100007F:{port:04X}"
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    return any(row[1] == wanted and row[3] == "0A" for row in rows)
 
 
 def _host_key(path: Path) -> None:

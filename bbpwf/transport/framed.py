@@ -53,8 +53,10 @@ def shell_command(nonce: str) -> str:
     """The command line that starts the far end, for whatever shell the login has.
 
     Profile scripts see neither the requests nor our output: their stdin is empty, and what they print is dropped.
+    The far end's own program comes first on stdin, not in an argument: people look at process lists.
     """
-    inner = shell.quote(["bash", "-l", "-c", _loop(), "bbpwf", nonce])
+    fetch = f'IFS= read -r -t 9999999 -N {len(_loop())} program <&7 && eval "$program"'
+    inner = shell.quote(["bash", "-l", "-c", fetch, "bbpwf-shell", nonce])
     outer = f"exec 7<&0 8>&1 </dev/null >/dev/null 2>&1; exec {inner}"
     return f"exec {shell.quote(['bash', '--noprofile', '--norc', '-c', outer])}"
 
@@ -97,6 +99,11 @@ class FramedShell:
         """
         ready = b"\n" + self._nonce + b" READY\n"
         deadline = self._clock.monotonic() + timeout
+        try:
+            self._stream.send(_loop().encode("ascii"), timeout)
+        except OSError as error:  # a time-out is one too
+            self.close()
+            raise ConnectionLost("the login shell could not be started", where=self._where) from error
         while (at := self._buffer.find(ready)) < 0:
             if len(self._buffer) > _LONGEST_GREETING:
                 del self._buffer[: -len(ready)]

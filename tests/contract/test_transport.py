@@ -74,8 +74,7 @@ class HeadNode:
 
     def cut(self) -> None:
         """Kill what serves the open connections, as a broken network or a rebooting head node would."""
-        for pid in sshd.connections(self.running.pid):
-            os.kill(pid, signal.SIGKILL)
+        sshd.cut(self.running.pid)
 
     def transport(self, **changes: object) -> SshTransport:
         login = replace(self.login, **changes)  # type: ignore[arg-type]  # fields are checked at run time
@@ -680,9 +679,9 @@ def fingerprint(public_key: Path) -> str:
     return said.stdout.split()[1]
 
 
-def test_forgetting_one_host_keeps_the_others(tmp_path: Path, head_node: HeadNode) -> None:
+def test_forgetting_one_host_keeps_the_others(tmp_path: Path, shared_node: HeadNode) -> None:
     path = tmp_path / "known_hosts"
-    line = head_node.sshd.host_key.read_text().strip()
+    line = shared_node.sshd.host_key.read_text().strip()
     path.write_text(f"one {line}\n[two]:2022 {line}\nthree {line}\n")
     pins = HostKeyPins(path)
     pins.forget("two", 2022)
@@ -693,17 +692,17 @@ def test_forgetting_one_host_keeps_the_others(tmp_path: Path, head_node: HeadNod
     ]
 
 
-def test_nobody_listens(head_node: HeadNode) -> None:
-    transport = head_node.transport(port=free_ports(1)[0])
+def test_nobody_listens(shared_node: HeadNode) -> None:
+    transport = shared_node.transport(port=free_ports(1)[0])
     with pytest.raises(ConnectFailed, match="refused") as caught:
         transport.run(["true"])
     assert caught.value.retryable
     assert transport.where in str(caught.value)
 
 
-def test_somebody_listens_who_is_no_ssh_server(head_node: HeadNode) -> None:
+def test_somebody_listens_who_is_no_ssh_server(shared_node: HeadNode) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        transport = head_node.transport(port=mute.getsockname()[1], connect_timeout=1)
+        transport = shared_node.transport(port=mute.getsockname()[1], connect_timeout=1)
         began = time.monotonic()
         with pytest.raises(ConnectFailed):
             transport.run(["true"])
@@ -733,13 +732,13 @@ def test_attempts_to_connect_are_spaced_and_succeed_later(head_node: HeadNode) -
     transport.close()
 
 
-def test_a_key_that_the_server_does_not_know_is_refused(head_node: HeadNode) -> None:
+def test_a_key_that_the_server_does_not_know_is_refused(shared_node: HeadNode) -> None:
     key = pem(rsa.generate_private_key(65537, 2048), PrivateFormat.TraditionalOpenSSL)
-    transport = SshTransport(head_node.login, key, HostKeyPins(head_node.folder / "k"), clock=SystemClock())
+    transport = SshTransport(shared_node.login, key, HostKeyPins(shared_node.folder / "k"), clock=SystemClock())
     with pytest.raises(LoginRefused) as caught:
         transport.run(["true"])
     assert not caught.value.retryable
-    assert head_node.sshd.user in str(caught.value)
+    assert shared_node.sshd.user in str(caught.value)
 
 
 def pem(key: PrivateKeyTypes, form: PrivateFormat) -> SecretStr:
@@ -748,7 +747,7 @@ def pem(key: PrivateKeyTypes, form: PrivateFormat) -> SecretStr:
 
 @pytest.mark.parametrize("form", [PrivateFormat.OpenSSH, PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL])
 @pytest.mark.parametrize("kind", ["rsa", "ecdsa", "ed25519"])
-def test_every_usual_kind_of_key_logs_in(head_node: HeadNode, kind: str, form: PrivateFormat) -> None:
+def test_every_usual_kind_of_key_logs_in(shared_node: HeadNode, kind: str, form: PrivateFormat) -> None:
     key: PrivateKeyTypes
     if kind == "rsa":
         key = rsa.generate_private_key(65537, 2048)
@@ -758,9 +757,11 @@ def test_every_usual_kind_of_key_logs_in(head_node: HeadNode, kind: str, form: P
         key = ed25519.Ed25519PrivateKey.generate()
         form = PrivateFormat.OpenSSH if form is PrivateFormat.TraditionalOpenSSL else form  # no such form of it
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-    with (head_node.folder / "ssh" / "authorized_keys").open("a") as file:
-        file.write(f'environment="HOME={head_node.home}" {public}\n')
-    transport = SshTransport(head_node.login, pem(key, form), HostKeyPins(head_node.folder / "k"), clock=SystemClock())
+    with (shared_node.folder / "ssh" / "authorized_keys").open("a") as file:
+        file.write(f'environment="HOME={shared_node.home}" {public}\n')
+    transport = SshTransport(
+        shared_node.login, pem(key, form), HostKeyPins(shared_node.folder / "k"), clock=SystemClock()
+    )
     assert transport.run(["echo", "in"]).out == "in\n"
     transport.close()
 
@@ -768,9 +769,9 @@ def test_every_usual_kind_of_key_logs_in(head_node: HeadNode, kind: str, form: P
 @pytest.mark.parametrize(
     "text", ["", "nonsense", "-----BEGIN RSA PRIVATE KEY-----\nc2VjcmV0LXNlY3JldA==\n-----END RSA PRIVATE KEY-----"]
 )
-def test_an_unusable_key_is_said_and_not_shown(head_node: HeadNode, text: str) -> None:
+def test_an_unusable_key_is_said_and_not_shown(shared_node: HeadNode, text: str) -> None:
     with pytest.raises(SecretUnavailable) as caught:
-        SshTransport(head_node.login, SecretStr(text), HostKeyPins(head_node.folder / "k"), clock=SystemClock())
+        SshTransport(shared_node.login, SecretStr(text), HostKeyPins(shared_node.folder / "k"), clock=SystemClock())
     assert "c2Vj" not in str(caught.value)
     assert "nonsense" not in str(caught.value)
 

@@ -131,17 +131,13 @@ def test_a_requeued_job_keeps_its_number_and_counts_its_starts(
     job_id = client.submit(options, script)
     until(lambda: (folder / "log").exists() and "start" in (folder / "log").read_text())
     assert slurm_cluster.slurm.command("scontrol", "requeue", job_id).returncode == 0
-    assert slurm_cluster.slurm.command("scontrol", "update", f"jobid={job_id}", "starttime=now").returncode == 0
     until(lambda: client.jobs(job_id)[0].restarts == 1)
-    # Slurm holds a requeued job back until its credential has surely expired (120 s): told to go, it goes
-    until(lambda: begins_now(slurm_cluster, job_id) and (folder / "second").exists())
+    until(lambda: entries(client, job_id)[None].state == "PENDING")
+    # it is held back until its credential has surely expired (120 s) unless it is told to go
+    assert slurm_cluster.slurm.command("scontrol", "update", f"jobid={job_id}", "starttime=now").returncode == 0
+    until((folder / "second").exists, within=60)
     assert (folder / "log").read_text().splitlines()[0] == "start"
     assert (folder / "log").read_text().splitlines()[-1] == "start 1"
-
-
-def begins_now(cluster: HeadNode, job_id: str) -> bool:
-    cluster.slurm.command("scontrol", "update", f"jobid={job_id}", "starttime=now")
-    return True
 
 
 @pytest.mark.parametrize(
