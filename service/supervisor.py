@@ -354,6 +354,7 @@ class Supervisor:
             if not head.wait(max(0.1, deadline - self._around.clock.monotonic())):
                 head.kill()
         self._around.scheduler.stop()
+        self._around.control.close()
         self._around.agent.stop()
 
 
