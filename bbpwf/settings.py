@@ -63,6 +63,12 @@ class ClusterSettings(_Section):
     command_timeout_s: float = Field(60, gt=0, description="Limit for one command on the head node.")
     keepalive_s: int = Field(30, ge=1, description="SSH keepalive interval.")
     poll_s: float = Field(30, gt=0, description="Interval of the queue query that backs up pushed events.")
+    unclear_s: float = Field(
+        120,
+        gt=0,
+        description="How long a submission whose answer was lost may still turn up in the queue before it is made "
+        "again; twice Slurm's `MessageTimeout`, which is 60 s on a ParallelCluster.",
+    )
     lost_after_s: float = Field(
         600, gt=0, description="A job that no witness has seen for this long ends as LOST, with its evidence."
     )

@@ -12,6 +12,7 @@ from bbpwf import faults, log
 from bbpwf.cli.wiring import build_agent
 from bbpwf.clock import Clock, SystemClock
 from bbpwf.cluster.server import AgentServer
+from bbpwf.errors import Conflict
 from bbpwf.redact import Redactor
 from bbpwf.settings import Settings
 
@@ -24,7 +25,7 @@ def serve(settings: Settings, *, until_stdin_closes: bool, clock: Clock | None =
     Without a ``clock`` it goes by the system's.
 
     Raises:
-        Conflict: another agent serves this state folder.
+        Conflict: another agent serves this state folder, or has taken over the database.
         LedgerError: the database cannot be used.
     """
     faults.arm(os.environ.get(faults.VARIABLE, ""))
@@ -40,12 +41,17 @@ def serve(settings: Settings, *, until_stdin_closes: bool, clock: Clock | None =
         threading.Thread(target=_watch_stdin, args=(ended,), daemon=True).start()
     server = AgentServer(settings.state, redactor)
     agent = build_agent(settings, clock or SystemClock(), redactor)
+    agent.ledger.when_fenced = ended.set
     server.start(agent)
     agent.start()
     _log.info("the agent serves %s", settings.state)
     ended.wait()
     server.stop()
     agent.stop()
+    if agent.ledger.fenced:
+        raise Conflict(
+            "another agent has taken over this project", hint="Run one service on a database.", retryable=True
+        )
 
 
 def _watch_stdin(ended: threading.Event) -> None:

@@ -35,9 +35,19 @@ class Database:
         Raises:
             LedgerError: the database cannot be used, e.g. locked for too long, full disk, connection gone.
         """
+        with self._refusals(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """One transaction that only reads, and never waits for a writer. Raises LedgerError."""
+        with self._refusals(), self.engine.connect().execution_options(reading=True) as connection:
+            yield connection
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
         try:
-            with self.engine.begin() as connection:
-                yield connection
+            yield
         except sa.exc.IntegrityError:
             raise
         except sa.exc.DBAPIError as error:

@@ -92,6 +92,9 @@ class Ledger:
         self._version = 0
         self._limits: dict[str, Callable[[Resources], PartitionLimits]] = {}
         self.ledger_id = ""
+        self.fenced = False
+        """True once a write was refused because another agent has claimed the ledger: this one is to end."""
+        self.when_fenced: Callable[[], None] = lambda: None
 
     # -- the single writer ------------------------------------------------------------------------------------
 
@@ -114,6 +117,8 @@ class Ledger:
             try:
                 with self._db.begin() as db:
                     if _fact(db, "epoch") != str(self._epoch):
+                        self.fenced = True
+                        self.when_fenced()
                         raise LedgerError(
                             "another agent has taken over this project", hint="This agent must end.", retryable=False
                         )
@@ -127,7 +132,7 @@ class Ledger:
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
-        with self._db.engine.connect().execution_options(reading=True) as db:
+        with self._db.reading() as db:
             yield db
 
     @contextmanager

@@ -23,7 +23,7 @@ from bbpwf.cluster.inquest import exit_records, place, slurm_in_logs
 from bbpwf.cluster.ledger import Ledger, Live
 from bbpwf.cluster.spool import Ended, Event, EventReader, Fenced, Folder, Started
 from bbpwf.cluster.verdict import Evidence, decisive, ended_sighting, verdict
-from bbpwf.errors import LedgerError, SlurmError, TransportError
+from bbpwf.errors import BbpwfError, SlurmError
 from bbpwf.states import JobState
 
 _log = logging.getLogger(__name__)
@@ -89,11 +89,11 @@ class Monitor:
                         pause = 1.0
                         faults.point("events.before")
                         self.take(reader.feed(chunk), offset=(fact, reader.offset))
-            except (TransportError, SlurmError) as error:
+            except BbpwfError as error:
+                if self._ledger.fenced:
+                    _log.error("following events ends: %s", error)
+                    return
                 _log.warning("the event channel broke, next try in %.0f s: %s", pause, error)
-            except LedgerError:
-                _log.exception("following events has to stop")
-                return
             if self._stopping.wait(pause):
                 return
             pause = min(30.0, pause * 2)
@@ -149,17 +149,16 @@ class Monitor:
                 return
             if asked:
                 self._poll_now.clear()
-            if not self._suspects and self._ledger.live_count(cluster=self._cluster) == 0:
-                continue
             try:
-                self.poll()
-                failures = 0
-            except (TransportError, SlurmError) as error:
+                if self._suspects or self._ledger.live_count(cluster=self._cluster):
+                    self.poll()
+                    failures = 0
+            except BbpwfError as error:
+                if self._ledger.fenced:
+                    _log.error("polling ends: %s", error)
+                    return
                 failures += 1
                 _log.warning("the queue could not be asked (%d times in a row): %s", failures, error)
-            except LedgerError:
-                _log.exception("polling has to stop")
-                return
             self._stopping.wait(min(1.0, self._poll_s))  # never more than one query a second
 
     def _interval(self, failures: int) -> float:

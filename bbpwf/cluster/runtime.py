@@ -185,6 +185,7 @@ class ClusterRuntime:
             spool=self.spool,
             data_root=self._settings.data_root,
             software=self._settings.software,
+            unclear_s=self._settings.unclear_s,
         )
         monitor = Monitor(
             self._ledger,

@@ -17,7 +17,7 @@ from bbpwf.clock import Clock
 from bbpwf.cluster.backend import Accepted, Answer, Backend, PutOff, Refused, Submission, Unclear
 from bbpwf.cluster.ledger import Batch, Ledger, Planned
 from bbpwf.cluster.spool import Folder, script_text
-from bbpwf.errors import LedgerError, SlurmError, TransportError
+from bbpwf.errors import BbpwfError
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ TAKE = 2000
 BATCHES_PER_TRIP = 50
 """Most submissions of one round trip: 50 take 0.3 s on a laptop's Slurm."""
 AMBIGUITY_S = 120.0
-"""How long an unclear submission may turn up in the queue: twice ParallelCluster's MessageTimeout of 60 s."""
+"""How long an unclear submission may turn up in the queue, unless the cluster's settings say otherwise."""
 
 
 def pack(planned: Sequence[Planned], array_limit: int) -> list[list[Planned]]:
@@ -50,7 +50,16 @@ class Submitter:
     """Sends one cluster's intents. Run :meth:`loop` in a thread; :meth:`wake` when there is something new."""
 
     def __init__(
-        self, ledger: Ledger, backend: Backend, clock: Clock, *, cluster: str, spool: str, data_root: str, software: str
+        self,
+        ledger: Ledger,
+        backend: Backend,
+        clock: Clock,
+        *,
+        cluster: str,
+        spool: str,
+        data_root: str,
+        software: str,
+        unclear_s: float = AMBIGUITY_S,
     ) -> None:
         self._ledger = ledger
         self._backend = backend
@@ -59,6 +68,7 @@ class Submitter:
         self._spool = spool
         self._data_root = data_root
         self._software = software
+        self._unclear_s = unclear_s
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._not_before: dict[str, float] = {}
@@ -85,13 +95,13 @@ class Submitter:
             try:
                 more = self.round()
                 pause = 0.0
-            except (TransportError, SlurmError) as error:
+            except BbpwfError as error:
+                if self._ledger.fenced:
+                    _log.error("submitting ends: %s", error)
+                    return
                 pause = min(30.0, max(1.0, pause * 2))
                 _log.warning("submitting is interrupted, next try in %.0f s: %s", pause, error)
                 more = False
-            except LedgerError:
-                _log.exception("submitting has to stop")
-                return
             if more:
                 self._wake.set()
 
@@ -166,7 +176,7 @@ class Submitter:
                 self._forget(batch_id)
                 self._ledger.accept(batch_id, entry.scheduler_id.partition("_")[0])
                 return
-        if now - since > AMBIGUITY_S:
+        if now - since > self._unclear_s:
             self._forget(batch_id)
             self._ledger.put_off(batch_id, "its first submission never reached the scheduler; submitting again")
             return
