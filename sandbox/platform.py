@@ -15,7 +15,7 @@ from sandbox.double import save
 from sandbox.layout import Layout, software_environment
 from sandbox.parts import LISTENERS, Chain, Parts, Step
 from sandbox.pids import ProcessId, identify, listener
-from sandbox.process import Running, StartFailed, free, free_ports, start
+from sandbox.process import Running, StartFailed, disown, free, free_ports, start
 from sandbox.state import Part, SandboxError, SandboxState, store
 
 Report = Callable[[str], None]
@@ -134,7 +134,7 @@ class Platform:
             return step.process.ready() and (port is None or listener(port, started))
 
         try:
-            start(
+            running = start(
                 dataclasses.replace(step.process, ready=ready),
                 spawned=spawned,
                 wanted=lambda: not self._cancelled.is_set(),
@@ -145,6 +145,7 @@ class Platform:
             taken = port is not None and not free(port)
             hint = f"Something else listens on port {port}: start again, another will be chosen." if taken else ""
             raise SandboxError(str(error), hint=hint) from error
+        disown(running)
         self._report(f"{name} on port {port}" if port else name)
 
     def _note(self, step: Step, process: ProcessId) -> None:

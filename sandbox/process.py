@@ -115,6 +115,11 @@ def stop(running: Running, *, grace: float = 10.0) -> None:
     running.popen.wait()
 
 
+def disown(running: Running) -> None:
+    """Leave the process to others, who know its id: Python would complain that it still runs when we forget it."""
+    running.popen.returncode = 0
+
+
 def free_ports(count: int) -> list[int]:
     """``count`` loopback TCP ports that nobody listens on now, all different.
 
