@@ -16,6 +16,7 @@ from bbpwf.errors import InvalidInput
 MAX_PARTS = 600
 MAX_FIELD = 4 * 1024 * 1024
 """Bytes of one text part."""
+MAX_JSON_DEPTH = 50
 _LONGEST_TAG = 255
 
 
@@ -72,17 +73,32 @@ def json_object(name: str, text: str) -> dict[str, Any]:
     """The JSON object in a text part; an empty part is an empty object.
 
     Raises:
-        InvalidInput: it is no JSON object.
+        InvalidInput: it is no JSON object, or one that cannot be kept and given back as it is.
     """
     if not text.strip():
         return {}
     try:
         value = json.loads(text)
+        # what JSON cannot say (NaN, 1e999) or text cannot hold (half a surrogate pair) would fail on its way back
+        plain = json.dumps(value, allow_nan=False)
+        json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{name} is not JSON: {error}") from None
+        raise InvalidInput(f"{name} is not JSON: {str(error)[:200]}") from None
     if not isinstance(value, dict):
         raise InvalidInput(f"{name} is not a JSON object")
+    if "\\u0000" in plain:
+        raise InvalidInput(f"{name} holds a NUL character")
+    if _depth(value) > MAX_JSON_DEPTH:
+        raise InvalidInput(f"{name} is nested more than {MAX_JSON_DEPTH} levels deep")
     return value
+
+
+def _depth(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + max(map(_depth, value.values()), default=0)
+    if isinstance(value, list):
+        return 1 + max(map(_depth, value), default=0)
+    return 0
 
 
 def text_map(name: str, text: str) -> dict[str, str]:

@@ -22,6 +22,7 @@ from service.access import Caller, caller
 from service.forms import json_object, launch_form, text_map
 from service.heads import DEFAULT_WORKERS
 from service.launches import Launches
+from service.pages import PageToken
 
 WORKFLOW_TYPE = "LUIGI"
 LUIGI_VERSION = "3.8"
@@ -88,7 +89,7 @@ def router(wes: Wes) -> APIRouter:
     @routes.get("/runs")
     def list_runs(
         page_size: Annotated[int, Query(ge=1)] = DEFAULT_PAGE,
-        page_token: str = "",
+        page_token: PageToken = "",
         state: Annotated[list[RunState] | None, Query()] = None,
         tag: Annotated[list[str] | None, Query(description="`name:value`; beyond WES, as is `state`.")] = None,
     ) -> Body:
@@ -116,7 +117,7 @@ def router(wes: Wes) -> APIRouter:
 
     @routes.get("/runs/{run_id}/tasks")
     def list_tasks(
-        run_id: str, request: Request, page_size: Annotated[int, Query(ge=1)] = 100, page_token: str = ""
+        run_id: str, request: Request, page_size: Annotated[int, Query(ge=1)] = 100, page_token: PageToken = ""
     ) -> Body:
         """The run's tasks, each followed by its array's elements."""
         page, following = store.tasks(run_id, limit=min(page_size, MAX_PAGE), token=page_token)

@@ -251,8 +251,22 @@ def test_unknown_runs_tasks_and_pages(service: Service) -> None:
         assert answer.status_code == 404, path
         assert answer.json()["status_code"] == 404
     assert service.ask("POST", f"{RUNS}/nothing/cancel").status_code == 404
-    for query in ("page_size=0", "page_size=x", "page_token=x", "state=HAPPY", "tag=x"):
+    for query in (
+        "page_size=0",
+        "page_size=x",
+        "page_token=x",
+        "page_token=-1",
+        "page_token=" + "9" * 40,
+        "state=HAPPY",
+        "tag=x",
+    ):
         assert service.ask("GET", f"{RUNS}?{query}").status_code == 400, query
+    for query in ("offset=-1", "offset=" + "9" * 40):
+        assert service.ask("GET", f"/runs/{run_id}/log?{query}").status_code == 400
+    for span in ("bytes=5-1", "bytes=-5", "lines=1-2", "bytes=0-1,3-4", "bytes=" + "9" * 40 + "-"):
+        assert service.ask("GET", f"/runs/{run_id}/log", headers={"Range": span}).status_code == 400, span
+    assert service.ask("GET", f"{RUNS}/%00").status_code == 404
+    assert service.ask("GET", f"{RUNS}/%ff").status_code == 404
     assert service.ask("DELETE", f"{RUNS}/{run_id}").status_code == 405
     service.ended(run_id)
 

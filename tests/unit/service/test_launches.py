@@ -54,7 +54,20 @@ def test_ways_that_are_none(given: str) -> None:
 def test_json_parts() -> None:
     assert json_object("p", " ") == {}
     assert text_map("t", '{"a": 1, "b": true, "c": "x"}') == {"a": "1", "b": "true", "c": "x"}
-    for bad in ("[]", "1", "{", "null", '"x"', "[" * 100_000):
+    for bad in (
+        "[]",
+        "1",
+        "{",
+        "null",
+        '"x"',
+        "[" * 100_000,
+        '{"a": NaN}',
+        '{"a": 1e999}',
+        '{"a": "\\ud800"}',
+        '{"a": "\\u0000"}',
+        '{"a":' * 60 + "1" + "}" * 60,
+        '{"a": ' + "9" * 5000 + "}",
+    ):
         with pytest.raises(InvalidInput, match="part"):
             json_object("part", bad)
     for bad in ('{"a": null}', '{"a": []}', '{"a": {}}', '{"' + "n" * 300 + '": 1}'):
