@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.live import Live
@@ -14,6 +14,10 @@ from bbpwf.errors import BbpwfError, TransportError
 from bbpwf.states import RunState
 
 EVERY_S = 1.0
+SHARE = 20
+"""At least this many times as long as a look takes passes before the next one: large runs are looked at less often."""
+MANY_TASKS = 40
+"""More tasks than these are told by family rather than one by one."""
 PATIENCE_S = 300.0
 """How long the source of news may be out of reach, e.g. while the service restarts."""
 
@@ -59,6 +63,7 @@ class Follower:
         lost_since: float | None = None
         while True:
             last = ended()
+            began = self._clock.monotonic()
             try:
                 run, tasks = self._news()
             except BbpwfError as error:
@@ -71,7 +76,11 @@ class Follower:
                 draw(run, tasks)
                 if last or RunState(run["state"]).terminal:
                     return run
-            self._clock.sleep(EVERY_S)
+            if not last:
+                pause = max(EVERY_S, SHARE * (self._clock.monotonic() - began))
+                until = self._clock.monotonic() + pause
+                while not ended() and self._clock.monotonic() < until:
+                    self._clock.sleep(min(0.1, EVERY_S))
 
     def _lines(self, run: dict[str, Any], tasks: Sequence[dict[str, Any]]) -> None:
         if self._quiet:
@@ -80,12 +89,26 @@ class Follower:
         if line != self._told_run:
             self._told_run = line
             self._console.print(line, soft_wrap=True, markup=False)
-        for task, elements in show.folded(tasks):
+        folded = show.folded(tasks)
+        if len(folded) > MANY_TASKS:
+            self._families([task for task, _ in folded])
+            return
+        for task, elements in folded:
             counts = Counter(element["state"] for element in elements)
             jobs = " (" + ", ".join(f"{n} {s}" for s, n in sorted(counts.items())) + ")" if counts else ""
             line = f"{task['name']} {task['state']}{jobs}"
             if self._told_tasks.get(task["id"]) != line:
                 self._told_tasks[task["id"]] = line
+                self._console.print(f"  {line}", soft_wrap=True, markup=False)
+
+    def _families(self, tasks: Sequence[Mapping[str, Any]]) -> None:
+        by_family: dict[str, Counter[str]] = {}
+        for task in tasks:
+            by_family.setdefault(task["name"], Counter())[task["state"]] += 1
+        for family, counts in by_family.items():
+            line = f"{family}: " + ", ".join(f"{n} {s}" for s, n in sorted(counts.items()))
+            if self._told_tasks.get(family) != line:
+                self._told_tasks[family] = line
                 self._console.print(f"  {line}", soft_wrap=True, markup=False)
 
 

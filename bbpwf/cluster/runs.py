@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bbpwf import faults
 from bbpwf.clock import Clock
+from bbpwf.cluster.changes import select_in
 from bbpwf.cluster.database import Database
 from bbpwf.cluster.jobs import JobView, TaskReport
 from bbpwf.cluster.schema import jobs, run_tags, runs, tasks
@@ -243,41 +244,45 @@ class RunStore:
         """Record what became of Luigi tasks. A later report of the same task replaces the earlier."""
         if not reports:
             return
-        with self._db.begin() as db:
-            known = {
-                row.task_id: row
-                for row in db.execute(
-                    sa.select(tasks).where(tasks.c.run_id == run_id, tasks.c.task_id.in_([r.task_id for r in reports]))
-                )
+        rows = [
+            {
+                "run_id": run_id,
+                "of": each.task_id,
+                "family": each.family,
+                "params": each.params,
+                "state": each.state,
+                "started_at": each.started_at,
+                "ended_at": each.ended_at,
+                "message": each.message[:20_000],
             }
-            for each in reports:
-                values = {
-                    "family": each.family,
-                    "params": each.params,
-                    "state": each.state,
-                    "started_at": each.started_at,
-                    "ended_at": each.ended_at,
-                    "message": each.message[:20_000],
-                }
-                if each.task_id in known:
-                    db.execute(
-                        tasks.update().where(tasks.c.run_id == run_id, tasks.c.task_id == each.task_id).values(**values)
-                    )
-                else:
-                    db.execute(tasks.insert().values(run_id=run_id, task_id=each.task_id, **values))
+            for each in reports
+        ]
+        with self._db.begin() as db:
+            ids = [each.task_id for each in reports]
+            query = sa.select(tasks.c.task_id).where(tasks.c.run_id == run_id)
+            known = {row.task_id for row in select_in(db, query, tasks.c.task_id, ids)}
+            if old := [row for row in rows if row["of"] in known]:
+                db.execute(_TASK_UPDATE, [{f"new_{k}": v for k, v in row.items()} for row in old])
+            if new := [row for row in rows if row["of"] not in known]:
+                db.execute(tasks.insert(), [{"task_id": row.pop("of"), **row} for row in new])
 
     def tasks(self, run_id: str, *, limit: int = 100, token: str = "") -> tuple[list[TaskRecord], str]:
         """A page of the run's tasks, each followed by its array elements; and the next page's token."""
         offset = _position(token) if token else 0
-        rows = self._task_rows(run_id)
-        page = rows[offset : offset + _limit(limit)]
-        return page, str(offset + limit) if offset + limit < len(rows) else ""
+        entries = self._entries(run_id)
+        page = [_record(*entry) for entry in entries[offset : offset + _limit(limit)]]
+        return page, str(offset + limit) if offset + limit < len(entries) else ""
 
     def task(self, run_id: str, task_id: str) -> TaskRecord:
-        """One task or array element of the run. Raises NotFound."""
-        for row in self._task_rows(run_id):
-            if row.id == task_id:
-                return row
+        """One task or array element of the run, with its job's script. Raises NotFound."""
+        for entry_id, row, job in self._entries(run_id):
+            if entry_id == task_id:
+                record = _record(entry_id, row, job)
+                if job is None:
+                    return record
+                with self._db.engine.connect().execution_options(reading=True) as db:
+                    spec = db.execute(sa.select(jobs.c.spec).where(jobs.c.key == job.key)).scalar_one()
+                return record.model_copy(update={"command": spec.get("script", "")})
         raise NotFound(f"run {run_id} has no task {task_id!r}")
 
     def jobs(self, run_id: str) -> list[JobView]:
@@ -287,27 +292,25 @@ class RunStore:
             query = sa.select(jobs).where(jobs.c.run_id == run_id).order_by(jobs.c.seq)
             return [job_view(row) for row in db.execute(query)]
 
-    def _task_rows(self, run_id: str) -> list[TaskRecord]:
+    def _entries(self, run_id: str) -> list[tuple[str, Any, Any]]:
+        """Id, task row and job row of each entry of the task list; one of the rows may be ``None``."""
         with self._db.engine.connect().execution_options(reading=True) as db:
             self._row(db, run_id)
             reported = db.execute(sa.select(tasks).where(tasks.c.run_id == run_id).order_by(tasks.c.seq)).all()
-            found = db.execute(
-                sa.select(jobs).where(jobs.c.run_id == run_id).order_by(jobs.c.task_id, jobs.c.idx)
-            ).all()
+            found = db.execute(_JOBS.where(jobs.c.run_id == run_id).order_by(jobs.c.task_id, jobs.c.idx)).all()
         by_task: dict[str, list[Any]] = {}
         for job in found:
             by_task.setdefault(job.task_id, []).append(job)
-        records: list[TaskRecord] = []
+        entries: list[tuple[str, Any, Any]] = []
         for row in reported:
             own = by_task.pop(row.task_id, [])
-            single = own[0] if len(own) == 1 and own[0].idx is None else None
-            records.append(_task(row, single))
-            records.extend(_element(job, f"{row.task_id}.{job.idx}") for job in own if job.idx is not None)
+            entries.append((row.task_id, row, own[0] if len(own) == 1 and own[0].idx is None else None))
+            entries.extend((f"{row.task_id}.{job.idx}", None, job) for job in own if job.idx is not None)
         for task_id, own in by_task.items():  # jobs whose task was not reported yet
             if own[0].idx is not None:
-                records.append(TaskRecord(id=task_id, name=own[0].name, state=RunState.RUNNING))
-            records.extend(_element(job, task_id if job.idx is None else f"{task_id}.{job.idx}") for job in own)
-        return records
+                entries.append((task_id, None, None))
+            entries.extend((task_id if job.idx is None else f"{task_id}.{job.idx}", None, job) for job in own)
+        return entries
 
     @staticmethod
     def _row(db: sa.Connection, run_id: str) -> Any:
@@ -332,6 +335,12 @@ def _run(row: Any) -> RunRecord:
     )
 
 
+_JOBS = sa.select(*(column for column in jobs.c if column.name not in {"spec", "fingerprint"}))
+_TASK_UPDATE = (
+    tasks.update()
+    .where(tasks.c.run_id == sa.bindparam("new_run_id"), tasks.c.task_id == sa.bindparam("new_of"))
+    .values({n: sa.bindparam(f"new_{n}") for n in ("family", "params", "state", "started_at", "ended_at", "message")})
+)
 _TASK_STATES = {
     "PENDING": RunState.QUEUED,
     "RUNNING": RunState.RUNNING,
@@ -355,6 +364,14 @@ def _job_run_state(state: JobState) -> RunState:
     if state is JobState.RUNNING:
         return RunState.RUNNING
     return RunState.QUEUED
+
+
+def _record(entry_id: str, row: Any | None, job: Any | None) -> TaskRecord:
+    if row is not None:
+        return _task(row, job)
+    if job is not None:
+        return _element(job, entry_id)
+    return TaskRecord(id=entry_id, name=entry_id.split("_", 1)[0], state=RunState.RUNNING)
 
 
 def _task(row: Any, job: Any | None) -> TaskRecord:
@@ -394,7 +411,6 @@ def _element(job: Any, task_id: str) -> TaskRecord:
         cluster=view.cluster,
         stdout=view.stdout,
         attempt=view.attempt,
-        command=job.spec.get("script", ""),
     )
 
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
@@ -35,6 +35,8 @@ class RunContext:
     request: HeadRequest
     jobs: JobTable = field(default_factory=JobTable)
     clock: Clock = field(default_factory=SystemClock)
+    defaults: dict[type, dict[str, Any]] = field(default_factory=dict, repr=False)
+    """Parameter defaults by task class: the configuration does not change during a run."""
     _clusters: dict[str, ClusterInfo] = field(default_factory=dict, repr=False)
     _nexus: tuple[int, NexusClient] | None = field(default=None, repr=False)
 
@@ -109,6 +111,11 @@ def activated(context: RunContext) -> Iterator[RunContext]:
         yield context
     finally:
         _holder.context = None
+
+
+def active() -> RunContext | None:
+    """The active context, if there is one."""
+    return _holder.context
 
 
 def current() -> RunContext:

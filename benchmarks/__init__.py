@@ -1,0 +1,1 @@
+"""Measures bbpwf beside raw Slurm, in one session on one machine: ``python -m benchmarks``."""

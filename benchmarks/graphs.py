@@ -1,0 +1,47 @@
+"""The task graphs that are measured. Their jobs are one second of sleep and a note of when it was over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import luigi
+
+from bbpwf.workflow import RemoteTarget, SbatchTask
+
+SCRIPT = 'sleep 1; printf "%s\\n" "$EPOCHREALTIME" >>"$ENDS"'
+"""What every job runs, under raw Slurm as under bbpwf. ``ENDS`` names a file on the shared disk."""
+
+
+class Sleep(SbatchTask):
+    """One job. ``ends`` is where it notes its end."""
+
+    number = luigi.IntParameter()
+    ends = luigi.Parameter()
+    job_name = "sleep"
+
+    def command(self) -> str:
+        """The script, and the mark that makes the task complete."""
+        return f"export ENDS={self.ends}\n{SCRIPT}\n: >{self.output().path}"
+
+    def output(self) -> RemoteTarget:
+        """A mark in the run's folder."""
+        return RemoteTarget(f"done.{self.number}")
+
+
+class FanOut(luigi.WrapperTask):
+    """``count`` independent jobs."""
+
+    count = luigi.IntParameter()
+    ends = luigi.Parameter()
+
+    def requires(self) -> list[Any]:
+        """All of them."""
+        return [Sleep(number=i, ends=self.ends) for i in range(self.count)]
+
+
+class Link(Sleep):
+    """A job that waits for the one before."""
+
+    def requires(self) -> list[Any]:
+        """The one before, if there is one."""
+        return [Link(number=self.number - 1, ends=self.ends)] if self.number else []
