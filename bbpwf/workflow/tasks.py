@@ -63,11 +63,11 @@ class JobTask(ResourceParameters, EnvironmentParameters, luigi.Task):
         context = active()
         if context is not None:
             if cls not in context.defaults:
-                context.defaults[cls] = _defaults(params, cls.get_task_family())
+                context.defaults[cls] = _defaults(params, cls.get_task_family())  # type: ignore[no-untyped-call]  # Luigi is untyped
             positional = {name for name, _ in [(n, p) for n, p in params if p.positional][: len(args)]}
             known = context.defaults[cls]
             kwargs = {n: v for n, v in known.items() if n not in positional and n not in kwargs} | kwargs
-        return super().get_param_values(params, args, kwargs)
+        return super().get_param_values(params, args, kwargs)  # type: ignore[no-untyped-call]  # Luigi is untyped
 
     @abstractmethod
     def plan(self, context: RunContext) -> Plan:
