@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from bbpwf.cluster.jobs import Resources
+from bbpwf.cluster.jobs import Allocation, Resources
 from bbpwf.cluster.retries import PartitionLimits
 from bbpwf.cluster.spool import Folder
 from bbpwf.states import JobState
@@ -21,6 +21,8 @@ from bbpwf.transport.protocol import Transport
 class Submission:
     """One batch, ready to go: ``scripts`` by position, all with the same resources.
 
+    ``components`` are the resources of a heterogeneous job's further components. With ``allocation``, the scripts
+    are steps in those nodes of run ``run_id``, where the backend has such a thing.
     ``fresh`` says that it certainly is not with the scheduler: never sent, or every earlier try was denied.
     """
 
@@ -30,6 +32,10 @@ class Submission:
     resources: Resources
     throttle: int = 0
     fresh: bool = False
+    components: tuple[Resources, ...] = ()
+    requeue: bool = True
+    run_id: str = ""
+    allocation: Allocation | None = None
 
     @property
     def batch_id(self) -> str:
@@ -75,7 +81,7 @@ class Entry:
     ``position`` is ``None`` for the record of a single job, and for what is left of an array: once all its waiting
     elements were cancelled, Slurm shows one record without an index for all of them (seen with 22.05).
     ``state`` is ``None`` for a name that is not in our table (``raw`` holds it). ``ending`` says that the final
-    state is still hidden (Slurm's COMPLETING).
+    state is still hidden (Slurm's COMPLETING). ``words`` say why it ended so, where that is not the usual cause.
     """
 
     batch_id: str
@@ -85,6 +91,7 @@ class Entry:
     raw: str
     reason: str = ""
     ending: bool = False
+    words: str = ""
 
 
 class Backend(Protocol):

@@ -10,7 +10,7 @@ import hashlib
 from datetime import timedelta
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from bbpwf.errors import InvalidParameter
 from bbpwf.states import JobState
@@ -71,6 +71,26 @@ _RESERVED = frozenset(
 )
 
 
+class Component(_Frozen):
+    """A further part of a heterogeneous job: nodes of its own kind, and what runs there beside the first part."""
+
+    resources: Resources = Resources()
+    script: str = Field(max_length=1_000_000)
+
+
+class Allocation(_Frozen):
+    """Nodes that jobs of one run share: each runs as a step in one Slurm job, which starts with the first of them.
+
+    It is given back when nothing has run in it for ``idle_s`` seconds, and at the end of its run. A backend without
+    allocations runs such jobs as it runs others.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")
+    resources: Resources = Resources()
+    max_steps: int = Field(64, ge=1, le=1024, description="Most steps at once, however many CPUs there are.")
+    idle_s: float = Field(30.0, gt=0, le=86_400)
+
+
 class JobSpec(_Frozen):
     """One job, as its task wants it. The script is plain bash; it is data, never read by sbatch itself.
 
@@ -93,11 +113,22 @@ class JobSpec(_Frozen):
     container: str = Field("", description="Apptainer image to run the script in.")
     launcher: Literal["none", "srun"] = "none"
     resources: Resources = Resources()
+    others: tuple[Component, ...] = Field((), description="Further components; each component is started by srun.")
+    allocation: Allocation | None = Field(None, description="Run as a step in these nodes; None for nodes of its own.")
+    requeue: bool = Field(True, description="Whether Slurm may start it again by itself after a fault of its nodes.")
     group: str = Field("", description="Jobs of one group share `throttle`.")
     throttle: int = Field(0, ge=0, description="Most jobs of the group that may run at once; 0 for no limit.")
     infrastructure_retries: int = Field(3, ge=0, le=10, description="Further attempts after the platform's faults.")
     retries: int = Field(0, ge=0, le=10, description="Further attempts after the job's own non-zero exit.")
     escalations: int = Field(2, ge=0, le=10, description="Further attempts with more memory or time, if that ran out.")
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> JobSpec:
+        if self.others and self.index is not None:
+            raise ValueError("a heterogeneous job cannot be an element of an array")
+        if self.allocation is not None and (self.others or self.resources.dependency):
+            raise ValueError("a step of an allocation can have neither components nor a dependency of its own")
+        return self
 
 
 def job_key(run_id: str, task_id: str, index: int | None = None) -> str:

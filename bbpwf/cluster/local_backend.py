@@ -23,7 +23,7 @@ from bbpwf.cluster.backend import Accepted, Answer, Entry, Refused, Submission
 from bbpwf.cluster.jobs import Resources
 from bbpwf.cluster.ledger import element_id
 from bbpwf.cluster.retries import NO_LIMITS, PartitionLimits
-from bbpwf.cluster.spool import job_script, manifest
+from bbpwf.cluster.spool import MODULES, job_script, manifest
 from bbpwf.errors import TransportError
 from bbpwf.states import JobState
 from bbpwf.transport.protocol import Transport
@@ -96,8 +96,8 @@ class LocalBackend:
         return {s.batch_id: self._submit(s) for s in submissions}
 
     def _submit(self, submission: Submission) -> Answer:
-        if submission.resources.gpus or submission.resources.dependency:
-            return Refused("the local backend has no GPUs and no dependencies between jobs")
+        if submission.resources.gpus or submission.resources.dependency or submission.components:
+            return Refused("the local backend has no GPUs, no dependencies between jobs and no heterogeneous jobs")
         folder = Path(submission.folder.path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -229,7 +229,7 @@ class LocalBackend:
 
     def _start(self, element: _Element) -> None:
         place = (element.batch_id, element.position)
-        kept = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR")
+        kept = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", *MODULES)
         env = {name: os.environ[name] for name in kept if name in os.environ}
         env |= {"BBPWF_INDEX": str(element.position), "BBPWF_ID": element.scheduler_id}
         with (element.folder / f"log.{element.position}").open("ab") as log:

@@ -11,13 +11,14 @@ import logging
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from bbpwf import shell
 from bbpwf.cluster.backend import Accepted, Answer, Entry, PutOff, Refused, Submission, Unclear
 from bbpwf.cluster.jobs import Resources
 from bbpwf.cluster.retries import NO_LIMITS, PartitionLimits
-from bbpwf.cluster.spool import job_script, manifest
+from bbpwf.cluster.spool import MODULES, job_script, manifest
 from bbpwf.errors import SlurmBusy, SlurmError, SubmitAmbiguous, SubmitLimited
 from bbpwf.slurm import sbatch
 from bbpwf.slurm.client import SlurmClient
@@ -32,7 +33,18 @@ COMMENT = "bbpwf:"
 SUBMIT_TIMEOUT_S = 300.0
 """sbatch itself tries again for about two minutes when the controller is busy (contracts §6.2)."""
 
-_EXPORTED = ("HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG", "LC_ALL", "TZ", "MODULEPATH", "SLURM_CONF")
+_EXPORTED = (
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    *MODULES,
+    "SLURM_CONF",
+)
 """What a job inherits from the login environment; everything else is named by its task."""
 
 _PROLOGUE = """
@@ -147,7 +159,7 @@ class SlurmBackend:
         """Everything of ours that Slurm remembers."""
         entries = []
         for job in self._client.queue():
-            if not job.comment.startswith(COMMENT):
+            if not job.comment.startswith(COMMENT) or job.component:  # the first component stands for all
                 continue
             entries.append(
                 Entry(
@@ -188,16 +200,24 @@ def sbatch_options(submission: Submission, *, default_partition: str = "") -> Sb
     """The sbatch options of a submission."""
     resources = submission.resources
     size = len(submission.scripts)
-    return SbatchOptions(
+    return replace(
+        _asked(resources, default_partition),
         job_name=submission.name,
         comment=f"{COMMENT}{submission.batch_id}",
         array=f"0-{size - 1}" if size > 1 else "",
         throttle=submission.throttle if size > 1 else 0,
         output=f"{submission.folder.path}/log.%a" if size > 1 else f"{submission.folder.path}/log.0",
         open_mode="append",
-        requeue=True,
+        requeue=submission.requeue,
         kill_on_invalid_dependency=True,
         chdir="/",
+        components=tuple(_asked(each, default_partition) for each in submission.components),
+    )
+
+
+def _asked(resources: Resources, default_partition: str) -> SbatchOptions:
+    """What a job, or one component of it, asks for."""
+    return SbatchOptions(
         partition=resources.partition or default_partition,
         account=resources.account,
         qos=resources.qos,

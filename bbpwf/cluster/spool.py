@@ -19,7 +19,7 @@ from functools import cache
 from importlib.resources import files
 
 from bbpwf import shell
-from bbpwf.cluster.jobs import ExitRecord, JobSpec
+from bbpwf.cluster.jobs import ExitRecord, JobSpec, Resources
 
 _LONGEST_ARGUMENT = 100_000
 """Linux takes 128 KiB in one argument (MAX_ARG_STRLEN); longer scripts travel as files."""
@@ -62,31 +62,92 @@ def job_script(folder: Folder) -> str:
     return f"#!/bin/bash\n{settings}\n{_wrapper()}"
 
 
-def script_text(spec: JobSpec, *, run_folder: str, software: str, has_srun: bool) -> str:
-    """Everything that one job executes: its environment, its folder, its modules, then its script.
+def script_text(spec: JobSpec, *, data_root: str, software: str, has_srun: bool) -> str:
+    """Everything that one job executes: its modules, its environment, its folder, then its script.
 
-    ``run_folder`` is where relative working folders start; ``software`` an environment whose ``bin`` leads PATH.
+    The run's folder below ``data_root`` is where relative working folders start, and containers see all of
+    ``data_root``; ``software`` is an environment whose ``bin`` leads PATH, before what the modules put there.
     Without srun, a job that wants it runs ``ntasks`` copies at once, numbered by SLURM_PROCID as srun would.
     """
+    run_folder = f"{data_root}/runs/{spec.run_id}"
     workdir = spec.workdir if spec.workdir.startswith("/") else f"{run_folder}/{spec.workdir}".rstrip("/")
     parts = [f"mkdir -p {shell.quote([workdir])} && cd {shell.quote([workdir])} || exit 72\n"]
+    if spec.modules:
+        parts.append(_MODULE_COMMAND)
     if software:
         parts.append(f"export PATH={shell.quote([software + '/bin'])}:$PATH\n")
     if spec.modules:
-        parts.append("type module >/dev/null 2>&1 || . /etc/profile\n")
         parts.append(f"module load {shell.quote(spec.modules)} || exit 71\n")
     parts.append(shell.exports({"BBPWF_RUN_ID": spec.run_id, "BBPWF_JOB_KEY": spec.key} | dict(spec.env)))
-    body = spec.script if spec.script.endswith("\n") else spec.script + "\n"
-    inner = ["apptainer", "exec", "--bind", run_folder, spec.container] if spec.container else []
-    if spec.launcher == "srun" and has_srun:
-        parts.append(f"exec {shell.quote(['srun', '--kill-on-bad-exit=1', *inner, 'bash', '-c', body])}\n")
+    inner = _container(spec.container, data_root, workdir)
+    srun = ["srun", "--kill-on-bad-exit=1"]
+    program = [*inner, "bash", "-c", _lines(spec.script)]
+    if spec.others:
+        words = [*srun, "--het-group=0", *_per_task(spec.resources), *program]
+        for number, other in enumerate(spec.others, start=1):
+            per_task = _per_task(other.resources)
+            words += [":", f"--het-group={number}", *per_task, *inner, "bash", "-c", _lines(other.script)]
+        return "".join([*parts, f"exec {shell.quote(words)}\n"])
+    if spec.launcher == "srun" and not has_srun:
+        return "".join([*parts, _copies(shell.quote(program), spec.resources.ntasks or 1)])
+    if spec.allocation is not None and has_srun:
+        step = f"exec {shell.quote([*_UNTOLD, *srun, *_step_options(spec), *program])}\n"
+        if spec.launcher == "srun":
+            return "".join([*parts, step])
+        parts.append(f'[ "${{SLURM_JOB_NUM_NODES:-1}}" -gt 1 ] && {step}')  # on one node nothing is gained by srun
     elif spec.launcher == "srun":
-        parts.append(_copies(shell.quote([*inner, "bash", "-c", body]), spec.resources.ntasks or 1))
-    elif inner:
-        parts.append(f"exec {shell.quote([*inner, 'bash', '-c', body])}\n")
-    else:
-        parts.append(body)
+        return "".join([*parts, f"exec {shell.quote([*srun, *_per_task(spec.resources), *program])}\n"])
+    parts.append(f"exec {shell.quote(program)}\n" if inner else _lines(spec.script))
     return "".join(parts)
+
+
+MODULES = ("MODULEPATH", "MODULESHOME")
+"""What a login says of environment modules: where the modules are, and where the ``module`` command is."""
+
+_MODULE_COMMAND = """\
+type module >/dev/null 2>&1 || . "${MODULESHOME:-/nowhere}/init/bash" 2>/dev/null || . /etc/profile
+"""
+"""Environment Modules and Lmod both keep a definition of ``module`` at this place of their home."""
+
+_UNTOLD = [
+    "env",
+    *(f"--unset=SLURM_{word}" for word in ("NNODES", "JOB_NUM_NODES", "NTASKS", "NPROCS", "TASKS_PER_NODE")),
+    *(f"--unset=SLURM_{word}" for word in ("NTASKS_PER_NODE", "CPUS_PER_TASK", "MEM_PER_NODE", "MEM_PER_CPU")),
+]
+"""srun takes these of the allocation for wishes of the step."""
+
+
+def _step_options(spec: JobSpec) -> list[str]:
+    """What a step takes of its allocation; memory that is not asked for is shared with the other steps."""
+    asked = spec.resources
+    tasks = 1 if spec.launcher == "none" else asked.ntasks or 1
+    options = {
+        "nodes": 1 if spec.launcher == "none" else asked.nodes,
+        "ntasks": tasks,
+        "ntasks-per-node": None if spec.launcher == "none" else asked.ntasks_per_node,
+        "cpus-per-task": asked.cpus_per_task or 1,
+        "gpus": asked.gpus,
+        "mem-per-cpu": f"{asked.memory_per_cpu_mb}M" if asked.memory_per_cpu_mb else None,
+        "mem": None if asked.memory_per_cpu_mb else f"{asked.memory_mb or 0}M",
+    }
+    return ["--exact", *(f"--{name}={value}" for name, value in options.items() if value is not None)]
+
+
+def _per_task(resources: Resources) -> list[str]:
+    """srun does not inherit the CPUs per task from its job (since 22.05)."""
+    return [f"--cpus-per-task={resources.cpus_per_task}"] if resources.cpus_per_task else []
+
+
+def _container(image: str, data_root: str, workdir: str) -> list[str]:
+    """The words before a command that is to run in ``image``, which sees the data and starts in ``workdir``."""
+    if not image:
+        return []
+    seen = [data_root] if f"{workdir}/".startswith(f"{data_root}/") else [data_root, workdir]
+    return ["apptainer", "exec", *(f"--bind={folder}" for folder in seen), f"--pwd={workdir}", image]
+
+
+def _lines(script: str) -> str:
+    return script if script.endswith("\n") else f"{script}\n"
 
 
 def _copies(command: str, count: int) -> str:

@@ -37,7 +37,8 @@ def pack(planned: Sequence[Planned], array_limit: int) -> list[list[Planned]]:
     groups: dict[tuple[object, ...], list[Planned]] = {}
     for each in planned:
         spec = each.spec
-        sort = (spec.run_id, spec.resources, spec.name, spec.group, spec.throttle)
+        alone = spec.key if spec.others else ""  # Slurm has no arrays of heterogeneous jobs
+        sort = (spec.run_id, spec.resources, spec.name, spec.group, spec.throttle, spec.requeue, spec.allocation, alone)
         groups.setdefault(sort, []).append(each)
     return [
         members[start : start + array_limit]
@@ -139,7 +140,7 @@ class Submitter:
         scripts = tuple(
             script_text(
                 m.spec,
-                run_folder=f"{self._data_root}/runs/{m.spec.run_id}",
+                data_root=self._data_root,
                 software=self._software,
                 has_srun=self._backend.kind == "slurm",
             )
@@ -147,7 +148,18 @@ class Submitter:
         )
         folder = Folder(self._spool, batch.batch_id)
         fresh = batch.state == "PREPARED"
-        return Submission(folder, scripts, first.name, first.resources, first.throttle, fresh)
+        return Submission(
+            folder,
+            scripts,
+            first.name,
+            first.resources,
+            first.throttle,
+            fresh,
+            components=tuple(each.resources for each in first.others),
+            requeue=first.requeue,
+            run_id=first.run_id,
+            allocation=first.allocation,
+        )
 
     def _settle(self, batch: Batch, answer: Answer) -> None:
         batch_id = batch.batch_id

@@ -38,6 +38,8 @@ class SbatchOptions:
         memory_per_cpu_mb: MiB a CPU.
         exclusive: nodes of its own.
         extra: further long options, name without dashes and value (empty for a flag).
+        components: what further components of a heterogeneous job ask for. Each says for itself what it needs;
+            Slurm gives them the first one's name and comment (seen: 22.05).
     """
 
     job_name: str = ""
@@ -66,6 +68,7 @@ class SbatchOptions:
     memory_per_cpu_mb: int | None = None
     exclusive: bool = False
     extra: tuple[tuple[str, str], ...] = ()
+    components: tuple[SbatchOptions, ...] = ()
 
 
 def argv(options: SbatchOptions) -> list[str]:
@@ -74,7 +77,14 @@ def argv(options: SbatchOptions) -> list[str]:
     Raises:
         InvalidInput: an extra option is none.
     """
-    words = ["sbatch", "--parsable", "--export=ALL"]
+    words = ["sbatch", "--parsable", "--export=ALL", *_flags(options)]
+    for component in options.components:
+        words += [":", *_flags(component)]
+    return words
+
+
+def _flags(options: SbatchOptions) -> list[str]:
+    words: list[str] = []
 
     def add(name: str, value: str | int | None) -> None:
         if value is not None and value != "":

@@ -37,6 +37,7 @@ class QueueEntry:
         state: long name as Slurm gives it, e.g. ``RUNNING``; see :func:`bbpwf.states.job_state_from_slurm`.
         reason: why it waits or ended so; empty for none.
         raw_id: Slurm's own number of this element; differs from ``job_id`` once the element has started.
+        component: which component of a heterogeneous job; 0 for the first, and for every other job.
         submitted, started, ended: Unix seconds; ``None`` where Slurm knows none. A waiting job's start, and a
             running one's end, are expectations.
     """
@@ -53,6 +54,7 @@ class QueueEntry:
     submitted: float | None = None
     started: float | None = None
     ended: float | None = None
+    component: int = 0
 
     @property
     def display_id(self) -> str:
@@ -122,6 +124,7 @@ def _expand(fields: list[str], comment: str, name: str) -> list[QueueEntry]:
         submitted=_time(submitted),
         started=_time(started),
         ended=_time(ended),
+        component=int(offset) if (offset := shown.partition("+")[2]).isdigit() else 0,
     )
     if index in {"N/A", ""} or "+" in shown:  # single jobs, and components of heterogeneous ones
         return [entry]

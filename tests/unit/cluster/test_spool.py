@@ -38,8 +38,7 @@ class Spool:
         self.folder = Folder(str(root), "b0123456789abcdef")
         self.path = Path(self.folder.path)
         self.path.mkdir(parents=True)
-        run_folder = str(root / "run")
-        text, extra = manifest([script_text(s, run_folder=run_folder, software="", has_srun=False) for s in specs])
+        text, extra = manifest([script_text(s, data_root=str(root), software="", has_srun=False) for s in specs])
         for name, content in {"job.sh": job_script(self.folder), "manifest": text, **extra}.items():
             (self.path / name).write_text(content)
 
@@ -86,7 +85,7 @@ def test_a_duplicate_ends_without_running_anything(tmp_path: Path) -> None:
     spool = Spool(tmp_path, spec("echo ran >> ran"))
     assert spool.run(0, job_id="77") == 0
     assert spool.run(0, job_id="78") == 73
-    assert (tmp_path / "run" / "ran").read_text() == "ran\n"
+    assert (tmp_path / "runs" / "run" / "ran").read_text() == "ran\n"
     assert isinstance(spool.events[-1], Fenced)
 
 
@@ -94,7 +93,7 @@ def test_a_requeued_job_runs_again_under_its_own_lease(tmp_path: Path) -> None:
     spool = Spool(tmp_path, spec("echo ran >> ran"))
     assert spool.run(0, restart=0) == 0
     assert spool.run(0, restart=1) == 0
-    assert (tmp_path / "run" / "ran").read_text() == "ran\nran\n"
+    assert (tmp_path / "runs" / "run" / "ran").read_text() == "ran\nran\n"
     assert [e.restart for e in spool.events if isinstance(e, Started)] == [0, 1]
 
 
@@ -137,7 +136,7 @@ def test_environment_folder_and_exit_codes_of_the_set_up(tmp_path: Path) -> None
         spec("echo never", modules=["no-such-module"]),
     )
     assert spool.run(0) == 0
-    assert spool.log(0) == f"it's $HOME\n`x`|{tmp_path}/run/sub|run\n"
+    assert spool.log(0) == f"it's $HOME\n`x`|{tmp_path}/runs/run/sub|run\n"
     assert spool.run(1) == 72
     assert spool.run(2) == 71
 
@@ -146,7 +145,7 @@ def test_without_srun_copies_are_numbered_and_the_worst_code_counts(tmp_path: Pa
     script = "echo $SLURM_PROCID/$SLURM_NTASKS >> copies; [ $SLURM_PROCID != 2 ] || exit 5"
     spool = Spool(tmp_path, spec(script, launcher="srun", resources=Resources(ntasks=3)))
     assert spool.run(0) == 5
-    assert sorted((tmp_path / "run" / "copies").read_text().split()) == ["0/3", "1/3", "2/3"]
+    assert sorted((tmp_path / "runs" / "run" / "copies").read_text().split()) == ["0/3", "1/3", "2/3"]
 
 
 @given(st.text(alphabet=st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=200))
