@@ -117,17 +117,26 @@ class Launches:
             run = self._store.get(run_id)
             if run.state.terminal or run.state is RunState.CANCELING:
                 return run
+            paused = run.state is RunState.PAUSED
             at_once = run.state in {RunState.QUEUED, RunState.INITIALIZING} and run.incarnation == 1
             try:
                 run = self._store.move(run_id, RunState.CANCELED if at_once else RunState.CANCELING, reason)
             except Conflict:  # the supervisor moved it between our look and our word
                 continue
+            if paused:  # nobody tended it any more
+                self._supervisor.launched(run_id, None)
             self._supervisor.changed(run_id)
             return run
         raise Conflict(f"run {run_id} keeps changing", hint="Try again.")
 
+    def pause(self, run_id: str, caller: Caller) -> RunRecord:
+        """Have nothing new begun for the run until it is resumed; a paused one stays so. Raises NotFound, Conflict."""
+        run = self._store.move(run_id, RunState.PAUSED, f"paused by {caller.username}")
+        self._supervisor.changed(run_id)
+        return run
+
     def resume(self, run_id: str, caller: Caller) -> RunRecord:
-        """Queue a run that did not complete again. Raises NotFound, Conflict."""
+        """Queue a run again that did not complete, or that was paused. Raises NotFound, Conflict."""
         run = self._store.resume(run_id)
         self._supervisor.launched(run_id, caller.token)
         return run

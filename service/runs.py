@@ -42,8 +42,21 @@ def router(store: RunStore, launches: Launches, control: AgentControl, redactor:
 
     @routes.post("/runs/{run_id}/resume")
     def resume(run_id: str, who: Annotated[Caller, Depends(caller)]) -> dict[str, Any]:
-        """Queue a run that failed or was canceled again: what completed stays."""
+        """Queue a run that failed, was canceled or was paused again: what completed stays."""
         return run_view(launches.resume(run_id, who))
+
+    @routes.post("/runs/{run_id}/pause")
+    def pause(run_id: str, who: Annotated[Caller, Depends(caller)]) -> dict[str, Any]:
+        """Submit and begin nothing new for a run until it is resumed; jobs that the scheduler has go on."""
+        return run_view(launches.pause(run_id, who))
+
+    @routes.post("/runs/{run_id}/tasks/{task_id}/cancel")
+    def cancel_task(run_id: str, task_id: str) -> dict[str, Any]:
+        """Cancel a task's jobs, or one element's; idempotent. ``left`` is how many of them have not ended yet."""
+        keys = set(store.job_keys(run_id, task_id))
+        if left := [job.key for job in store.jobs(run_id) if job.key in keys and not job.state.terminal]:
+            control.cancel_run(run_id, left)
+        return {"task_id": task_id, "jobs": len(keys), "left": len(left)}
 
     @routes.get("/runs/{run_id}/tasks")
     def tasks(

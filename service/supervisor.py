@@ -5,6 +5,8 @@
     QUEUED ──slot, agent──► INITIALIZING ──cluster ready──► RUNNING ──outcome──► COMPLETE, EXECUTOR_ERROR, SYSTEM_ERROR
        └──────cancel──────────────┴────► CANCELED ◄── CANCELING ◄──cancel──┘
 
+A PAUSED run has no head and takes no slot; the agent submits nothing for it. Resumed, it is QUEUED as after a restart.
+
 Requests only record what is wanted and wake this thread; it alone speaks to the agent and starts heads. All it knows
 is in the database and in the runs' folders, so that after a restart every unfinished run is picked up where it was.
 """
@@ -138,17 +140,18 @@ class Supervisor:
         self._active.pop(watched.run_id, None)
 
     def _admit(self) -> None:
-        """Take waiting runs, oldest first, as far as there are slots; those under way before count first."""
+        """Take waiting runs, oldest first, as far as there are slots; a cancel needs none."""
         for run_id, token in list(self._waiting.items()):
-            if len(self._active) >= self._around.max_runs:
-                return
+            state = self._store.get(run_id).state
+            if len(self._active) >= self._around.max_runs and state is not RunState.CANCELING:
+                continue
             del self._waiting[run_id]
-            if not self._store.get(run_id).state.terminal:
+            if not state.terminal and state is not RunState.PAUSED:
                 self._active[run_id] = Watched(run_id, self._around.folder_of(run_id), token)
 
     def _advance(self, watched: Watched, *, ready: bool) -> None:
         run = self._store.get(watched.run_id)
-        if run.state.terminal:  # ended by a request while it had no head
+        if run.state.terminal or run.state is RunState.PAUSED:  # by a request; a paused run's jobs go on
             self._forget(watched)
         elif run.state is RunState.CANCELING:
             self._cancel(watched, run)

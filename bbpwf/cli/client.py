@@ -74,8 +74,17 @@ class ServiceClient:
         """Have a run canceled."""
         self._ask("POST", f"{_WES}/runs/{quote(run_id, safe='')}/cancel")
 
+    def cancel_task(self, run_id: str, task_id: str) -> int:
+        """Have the jobs of a task, or of one element, canceled; how many of them have not ended yet. Idempotent."""
+        path = f"/runs/{quote(run_id, safe='')}/tasks/{quote(task_id, safe='')}/cancel"
+        return int(self._ask("POST", path).json()["left"])
+
+    def pause(self, run_id: str) -> None:
+        """Have nothing new begun for a run until it is resumed."""
+        self._ask("POST", f"/runs/{quote(run_id, safe='')}/pause")
+
     def resume(self, run_id: str) -> None:
-        """Queue a run again that did not complete."""
+        """Queue a run again that did not complete, or that was paused."""
         self._ask("POST", f"/runs/{quote(run_id, safe='')}/resume")
 
     def log(self, run_id: str, task_id: str = "", offset: int = 0) -> tuple[str, int]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-runs_app = typer.Typer(help="Runs of the project: list, show, logs, cancel, resume.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from bbpwf.cli.client import ServiceClient
+
+runs_app = typer.Typer(help="Runs of the project: list, show, logs, cancel, pause, resume.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
 RunId = Annotated[str, typer.Argument(help="Id of the run.")]
@@ -80,13 +83,45 @@ def logs(
 
 
 @runs_app.command("cancel")
-def cancel(run_id: RunId) -> None:
-    """Cancel a run and its jobs."""
+def cancel(
+    run_id: RunId,
+    task_id: Annotated[str, typer.Argument(help="Id of a task or array element; the whole run without.")] = "",
+    wait: Annotated[float, typer.Option("--wait", min=0, help="Most seconds to wait until the jobs are gone.")] = 60.0,
+) -> None:
+    """Cancel a run, a task or an element, and see that its jobs are gone."""
+    from bbpwf import settings
+    from bbpwf.cli.client import connect
+    from bbpwf.clock import SystemClock
+    from bbpwf.errors import DeadlineExceeded
+    from bbpwf.states import RunState
+
+    client, clock = connect(settings.load()), SystemClock()
+    deadline = clock.monotonic() + wait
+    if not task_id:
+        client.cancel(run_id)
+    while not _is_gone(client, run_id, task_id):
+        if clock.monotonic() >= deadline:
+            raise DeadlineExceeded(f"not gone within {wait:.0f} s; it is still being canceled")
+        clock.sleep(0.5)
+    typer.echo("its jobs are gone" if task_id else RunState(client.run(run_id)["state"]).value)
+
+
+def _is_gone(client: ServiceClient, run_id: str, task_id: str) -> bool:
+    from bbpwf.states import RunState
+
+    if task_id:
+        return client.cancel_task(run_id, task_id) == 0
+    return RunState(client.run(run_id)["state"]).terminal
+
+
+@runs_app.command("pause")
+def pause(run_id: RunId) -> None:
+    """Begin nothing new for a run until it is resumed; jobs that the scheduler has go on."""
     from bbpwf import settings
     from bbpwf.cli.client import connect
 
     client = connect(settings.load())
-    client.cancel(run_id)
+    client.pause(run_id)
     typer.echo(client.run(run_id)["state"])
 
 
@@ -96,7 +131,7 @@ def resume(
     follow: Annotated[bool, typer.Option("--follow", help="Show the run's progress until it ends.")] = False,
     json_output: Json = False,
 ) -> None:
-    """Go on with a run that failed or was canceled: what completed stays, the rest is tried anew."""
+    """Go on with a run that failed, was canceled or was paused: what completed stays, the rest is tried anew."""
     from bbpwf import settings
     from bbpwf.cli.client import connect
     from bbpwf.cli.exits import exit_code_of_run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -37,9 +38,9 @@ class AgentControl:
         """Close the run's socket; its jobs go on."""
         self._connection.call("close_run", run_id=run_id)
 
-    def cancel_run(self, run_id: str) -> None:
-        """Cancel every job of the run."""
-        self._connection.call("cancel_run", run_id=run_id)
+    def cancel_run(self, run_id: str, keys: Sequence[str] | None = None) -> None:
+        """Cancel every job of the run, or these. Idempotent."""
+        self._connection.call("cancel_run", run_id=run_id, keys=None if keys is None else list(keys))
 
     def live_jobs(self, run_id: str) -> int:
         """How many jobs of the run have not ended."""

@@ -29,14 +29,16 @@ from bbpwf.cluster.changes import COUNTERS, Changes, Job, Sighting, select_in
 from bbpwf.cluster.database import Database
 from bbpwf.cluster.jobs import JobSpec, JobView, Observation, Resources
 from bbpwf.cluster.retries import NO_LIMITS, PartitionLimits
-from bbpwf.cluster.schema import batch_jobs, batches, facts, jobs, transitions
+from bbpwf.cluster.schema import batch_jobs, batches, facts, jobs, runs, transitions
 from bbpwf.cluster.views import job_view
 from bbpwf.errors import Conflict, LedgerError, NotFound
-from bbpwf.states import JobState
+from bbpwf.states import JobState, RunState
 
 _IDENTITY = sa.select(jobs.c.key, jobs.c.state, jobs.c.incarnation, jobs.c.fingerprint)
 _MEMBER = sa.select(batch_jobs)
 _COMMAND = batches.update().where(batches.c.batch_id == sa.bindparam("of")).values(command=sa.bindparam("new_command"))
+_PAUSED = sa.select(runs.c.run_id).where(runs.c.state == RunState.PAUSED.value)
+"""Runs for which nothing new may be submitted."""
 LIVE = tuple(s.value for s in JobState if not s.terminal)
 
 
@@ -219,10 +221,11 @@ class Ledger:
         }
 
     def planned(self, cluster: str, limit: int) -> list[Planned]:
-        """Attempts that wait to be sent to a cluster, oldest first."""
+        """Attempts that wait to be sent to a cluster, oldest first; those of paused runs are left out."""
         query = (
             sa.select(jobs.c.key, jobs.c.attempt, jobs.c.spec, jobs.c.resources)
             .where(jobs.c.cluster == cluster, jobs.c.state == JobState.PLANNED.value, jobs.c.cancel.is_(False))
+            .where(jobs.c.run_id.not_in(_PAUSED))
             .order_by(jobs.c.seq)
             .limit(limit)
         )
@@ -277,10 +280,16 @@ class Ledger:
         return made
 
     def open_batches(self, cluster: str) -> list[Batch]:
-        """Submissions without a final answer, oldest first."""
+        """Submissions without a final answer, oldest first; those of paused runs that were not made are left out."""
+        held = (
+            sa.select(batch_jobs.c.batch_id)
+            .join_from(batch_jobs, jobs, batch_jobs.c.job_key == jobs.c.key)
+            .where(jobs.c.run_id.in_(_PAUSED))
+        )
         query = (
             sa.select(batches)
             .where(batches.c.cluster == cluster, batches.c.state.in_(["PREPARED", "SENT"]))
+            .where((batches.c.state == "SENT") | batches.c.batch_id.not_in(held))
             .order_by(batches.c.created_at, batches.c.batch_id)
         )
         with self._reading() as db:

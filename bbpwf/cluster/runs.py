@@ -203,16 +203,20 @@ class RunStore:
         return moved
 
     def resume(self, run_id: str) -> RunRecord:
-        """Queue a finished run again: what completed stays, the rest is tried anew.
+        """Queue a finished run again: what completed stays, the rest is tried anew. A paused one just goes on.
 
         Raises:
-            Conflict: it is not finished, or it completed.
+            Conflict: it is neither finished nor paused, or it completed.
         """
         with self._db.begin() as db:
             row = self._row(db, run_id)
             present = RunState(row.state)
+            if present is RunState.PAUSED:
+                values = {"state": RunState.QUEUED.value, "reason": "going on after a pause"}
+                db.execute(runs.update().where(runs.c.run_id == run_id).values(**values))
+                return _run(self._row(db, run_id))
             if not present.terminal:
-                raise Conflict(f"run {run_id} is {present}: only a finished run can be resumed")
+                raise Conflict(f"run {run_id} is {present}: only a finished or paused run can be resumed")
             if present is RunState.COMPLETE:
                 raise Conflict(f"run {run_id} is COMPLETE: there is nothing to resume")
             db.execute(
@@ -284,6 +288,21 @@ class RunStore:
                     spec = db.execute(sa.select(jobs.c.spec).where(jobs.c.key == job.key)).scalar_one()
                 return record.model_copy(update={"command": spec.get("script", "")})
         raise NotFound(f"run {run_id} has no task {task_id!r}")
+
+    def job_keys(self, run_id: str, task_id: str) -> list[str]:
+        """The jobs of one task (an array's elements) or of one element, ``<task id>.<index>``.
+
+        Raises:
+            NotFound: the run has no such task.
+            Conflict: the task has no jobs: it is none that runs on the cluster, or nothing was asked for yet.
+        """
+        mine = [entry for entry in self._entries(run_id) if entry[0] == task_id or _is_element(entry[0], task_id)]
+        if not mine:
+            raise NotFound(f"run {run_id} has no task {task_id!r}")
+        keys = [job.key for _, _, job in mine if job is not None]
+        if not keys:
+            raise Conflict(f"task {task_id!r} has no jobs")
+        return keys
 
     def jobs(self, run_id: str) -> list[JobView]:
         """Every job of the run, in the order they were asked for."""
@@ -412,6 +431,11 @@ def _element(job: Any, task_id: str) -> TaskRecord:
         stdout=view.stdout,
         attempt=view.attempt,
     )
+
+
+def _is_element(entry_id: str, task_id: str) -> bool:
+    parent, dot, index = entry_id.rpartition(".")
+    return bool(dot) and index.isdigit() and parent == task_id
 
 
 def _limit(limit: int) -> int:

@@ -59,7 +59,7 @@ def test_a_run_moves_only_as_its_state_allows(store: RunStore) -> None:
 
 def test_resume_starts_the_next_incarnation(store: RunStore) -> None:
     run = store.create(request(), ALICE)
-    with pytest.raises(Conflict, match="only a finished run"):
+    with pytest.raises(Conflict, match="only a finished or paused run"):
         store.resume(run.run_id)
     store.move(run.run_id, RunState.SYSTEM_ERROR, "no cluster")
     again = store.resume(run.run_id)
