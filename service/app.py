@@ -160,7 +160,7 @@ def _build(
             max_runs=settings.service.max_runs,
             scheduler_url=scheduler_url,
             cluster_limit_s=settings.provisioner.deadline_s + CLUSTER_SLACK_S,
-            public_url=settings.service.public_url,
+            public_url=settings.service.public_url or f"http://{settings.service.host}:{settings.service.port}",
         )
     )
     launches = Launches(store, uploads, catalogue, supervisor, folder_of)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import anyio
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -15,12 +15,14 @@ from starlette.responses import Response, StreamingResponse
 
 from bbpwf.cluster.control import AgentControl
 from bbpwf.cluster.runs import MAX_PAGE, RunStore
-from bbpwf.errors import InvalidInput, NotFound
+from bbpwf.errors import ConnectionLost, InvalidInput, NotFound
 from bbpwf.redact import Redactor
 from service.access import Caller, caller
 from service.launches import Launches
 from service.pages import PageToken
 from service.views import run_view, task_view
+
+T = TypeVar("T")
 
 LOG_PIECE = 1024 * 1024
 """Most bytes of a log in one answer; the next offset says where to go on."""
@@ -91,7 +93,7 @@ def router(store: RunStore, launches: Launches, control: AgentControl, redactor:
             raise NotFound(f"task {task_id!r} has no job of its own, and so no log")
         start, limit = _window(offset, range_header)
         try:
-            piece = control.read_log(run_id, task.job_key, start, limit)
+            piece = _asked(lambda: control.read_log(run_id, task.job_key, start, limit))
         except NotFound:
             if task.started_at is not None:
                 raise
@@ -111,9 +113,17 @@ def router(store: RunStore, launches: Launches, control: AgentControl, redactor:
     @routes.get("/cluster")
     def cluster() -> dict[str, Any]:
         """The project's cluster as the agent knows it now; asking starts nothing."""
-        return control.cluster().model_dump(mode="json")
+        return _asked(control.cluster).model_dump(mode="json")
 
     return routes
+
+
+def _asked(question: Callable[[], T]) -> T:
+    """The agent's answer. A worker thread may hold a line to an agent that has been replaced: it asks once more."""
+    try:
+        return question()
+    except ConnectionLost:
+        return question()
 
 
 def _window(offset: int | None, range_header: str) -> tuple[int, int]:

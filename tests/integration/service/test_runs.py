@@ -170,6 +170,8 @@ def test_a_second_service_on_the_same_state_is_refused(service: Service) -> None
 def test_the_agent_and_the_scheduler_come_back(service: Service) -> None:
     run_id = service.launch(who="kurt", seconds=6)
     wait_until("its job runs", lambda: running_task(service, run_id))
+    for _ in range(20):
+        assert service.ask("GET", "/cluster").status_code == 200
     victims = [p for p, c in processes(service).items() if "cli.main agent" in c or "luigid" in c]
     assert len(victims) == 2
     for pid in victims:
@@ -177,3 +179,5 @@ def test_the_agent_and_the_scheduler_come_back(service: Service) -> None:
     run = service.ended(run_id, within=120)
     assert run["state"] == "COMPLETE", run
     assert (service.data(run_id) / "ran-kurt").read_text() == "once\n"
+    for _ in range(45):  # every worker thread of the service, each with a line to the old agent or none
+        assert service.ask("GET", "/cluster").status_code == 200
