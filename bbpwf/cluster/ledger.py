@@ -315,6 +315,12 @@ class Ledger:
         with self._reading() as db:
             return [Planned(row.job_key, row.attempt, _spec(row.spec, row.resources)) for row in db.execute(query)]
 
+    def seen_as(self, batch_id: str) -> str:
+        """The scheduler's id of a job of this submission that some witness has seen; empty if none has."""
+        query = sa.select(jobs.c.scheduler_id).where(jobs.c.batch_id == batch_id, jobs.c.scheduler_id != "").limit(1)
+        with self._reading() as db:
+            return db.execute(query).scalar() or ""
+
     def mark_sent(self, batch_ids: Sequence[str], commands: Mapping[str, Sequence[str]] | None = None) -> None:
         """These submissions are about to be sent, with these commands: from now on their answers may be lost."""
         with self._writing("mark_sent") as db:

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from bbpwf import faults
 from bbpwf.clock import Clock
 from bbpwf.cluster.backend import Backend, Entry
 from bbpwf.cluster.causes import requeue_reason, suspicious, waiting_reason
 from bbpwf.cluster.changes import Sighting
-from bbpwf.cluster.inquest import exit_records, place, slurm_in_logs
+from bbpwf.cluster.inquest import Place, exit_records, place, slurm_in_logs
 from bbpwf.cluster.ledger import Ledger, Live
 from bbpwf.cluster.spool import Ended, Event, EventReader, Fenced, Folder, Started
 from bbpwf.cluster.verdict import Evidence, decisive, ended_sighting, verdict
@@ -59,6 +59,8 @@ class Monitor:
         self._poll_now = threading.Event()
         self._suspects: dict[tuple[str, int], tuple[Ended, float]] = {}
         self._guard = threading.Lock()
+        self._absent: dict[Place, float] = {}
+        """Since when (monotonic: no clock that people set) each job is missing from every answer of the queue."""
         self._unknown_states: set[str] = set()
         self.queries = 0
 
@@ -170,7 +172,7 @@ class Monitor:
         """One query for all jobs; then the exit records of those that it does not show as alive."""
         live = self._ledger.live(self._cluster)  # before the query: what is missing there is gone, or was requeued
         faults.point("queue.before")
-        entries = {(e.batch_id, e.position): e for e in self._queue()}
+        entries = by_place(self._queue())
         faults.point("queue.after")
         now = self._clock.now()
         sightings: list[Sighting] = []
@@ -180,6 +182,8 @@ class Monitor:
             entry = entries.get(place(job))
             if entry is None and (job.size == 1 or job.state is JobState.QUEUED):
                 entry = entries.get((job.batch_id, None))  # a single job's, or that of the elements that never began
+            if entry is not None and job.state is JobState.RUNNING and entry.scheduler_id != job.scheduler_id:
+                entry = None  # another copy of the submission, which the lease keeps from running
             if entry is None or not (entry.ending or (entry.state is not None and not entry.state.terminal)):
                 gone.append((job, entry))
             elif job.state is JobState.RUNNING and entry.state is JobState.QUEUED:
@@ -187,9 +191,11 @@ class Monitor:
             else:
                 sightings.append(self._alive(job, entry, now))
         sightings += self._requeued(requeued, now)
+        absent = {place(job): self._clock.monotonic() for job, entry in gone if entry is None}
+        self._absent = {where: self._absent.get(where, since) for where, since in absent.items()}
         sightings += self._resolve(gone, now)
         self._ledger.see(sightings)
-        self.cancel_marked()
+        self.cancel_marked(entries)
         if sightings:
             self._on_change()
 
@@ -245,6 +251,7 @@ class Monitor:
                 logs.get(where, ""),
                 self._clock.monotonic() - since,
                 all_asked,
+                self._clock.monotonic() - self._absent[where] if where in self._absent else 0.0,
             )
             said = verdict(job, seen, now, lost_after_s=self._lost_after_s)
             if said is not None:
@@ -265,16 +272,36 @@ class Monitor:
             _log.warning("accounting could not be asked: %s", error)
             return {}, False
 
-    def cancel_marked(self) -> None:
-        """Ask jobs that are marked to be cancelled, and are still there, to end; and look again soon."""
+    def cancel_marked(self, entries: Mapping[tuple[str, int | None], Entry]) -> None:
+        """Ask jobs that are marked to be cancelled, and are still there, to end; and look again soon.
+
+        What the queue shows of them counts beside what was recorded: of two copies of a submission, which an answer
+        that was lost for too long can lead to, neither may be left to begin.
+        """
         if self._ledger.live_count(cluster=self._cluster, cancelled=True) == 0:
             return
-        ids = [job.scheduler_id for job in self._ledger.live(self._cluster) if job.cancel and job.scheduler_id]
+        marked = [job for job in self._ledger.live(self._cluster) if job.cancel]
+        ids = {job.scheduler_id for job in marked if job.scheduler_id}
+        for job in marked:
+            shown = entries.get((job.batch_id, job.position if job.size > 1 else None))
+            if shown is not None and not (shown.state is not None and shown.state.terminal):
+                ids.add(shown.scheduler_id)
         if ids:
             faults.point("cancel.before")
-            self._backend.cancel(ids)
+            self._backend.cancel(sorted(ids))
             faults.point("cancel.after")
         self._poll_now.set()
+
+
+def by_place(entries: Iterable[Entry]) -> dict[tuple[str, int | None], Entry]:
+    """Entries by submission and position. Of two copies of a submission, the one that has not ended is the job."""
+    found: dict[tuple[str, int | None], Entry] = {}
+    for entry in entries:
+        where = (entry.batch_id, entry.position)
+        present = found.get(where)
+        if present is None or (present.state is not None and present.state.terminal):
+            found[where] = entry
+    return found
 
 
 def _sighting(job: Live, entry: Entry, state: JobState, now: float, restart: int, reason: str) -> Sighting:

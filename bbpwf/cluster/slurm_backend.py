@@ -48,10 +48,13 @@ _EXPORTED = (
 """What a job inherits from the login environment; everything else is named by its task."""
 
 _PROLOGUE = """
+[ -d {spool}/batches ] || mkdir -p {spool}/batches # again, if there was no room when the agent began
 cd {spool} || exit 1
 exec 9>submit.lock
 flock -w 240 9 || exit 75
-put() {{ printf '%s' "$2" >"$1" || exit 1; }}
+put() {{ # never again once it was sent: an element that begins now may be reading it
+    [ -e "${{1%/*}}/sent" ] || printf '%s' "$2" >"$1" || exit 1
+}}
 sub() {{ # batch, fresh, sbatch arguments
     local batch=$1 d=batches/$1 fresh=$2 out code
     shift 2

@@ -183,11 +183,13 @@ class Submitter:
         now = self._clock.monotonic()
         since = self._unclear_since.setdefault(batch_id, now)
         _log.warning("no clear answer for submission %s, looking it up: %s", batch_id, answer.reason)
-        for entry in self._backend.queue():
-            if entry.batch_id == batch_id:
-                self._forget(batch_id)
-                self._ledger.accept(batch_id, entry.scheduler_id.partition("_")[0])
-                return
+        known = self._ledger.seen_as(batch_id)  # a job that began is proof, though the queue may have forgotten it
+        for scheduler_id in (
+            [known] if known else [e.scheduler_id for e in self._backend.queue() if e.batch_id == batch_id]
+        ):
+            self._forget(batch_id)
+            self._ledger.accept(batch_id, scheduler_id.partition("_")[0])
+            return
         if now - since > self._unclear_s:
             self._forget(batch_id)
             self._ledger.put_off(batch_id, "its first submission never reached the scheduler; submitting again")

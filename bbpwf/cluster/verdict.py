@@ -33,6 +33,7 @@ class Evidence:
         log: what Slurm itself wrote at the end of the job's log.
         waited_s: how long an end by a signal has been waiting for another witness.
         all_asked: every witness could be asked.
+        absent_s: for how long it was missing from every answer of the queue, on a clock that nobody sets.
     """
 
     entry: Entry | None
@@ -41,6 +42,7 @@ class Evidence:
     log: str = ""
     waited_s: float = 0.0
     all_asked: bool = True
+    absent_s: float = 0.0
 
 
 def decisive(record: Ended | None, job: Live) -> bool:
@@ -106,14 +108,14 @@ def verdict(job: Live, seen: Evidence, now: float, *, lost_after_s: float) -> Si
         return say(known, "queue", _NO_RECORD)
     if known is JobState.FAILED and accounted is not None:
         return say(known, "accounting", f"{accounted.reason} according to accounting; {_NO_RECORD}")
-    silent = now - job.seen_at
+    silent = seen.absent_s
     if job.cancel and silent > CANCEL_GONE_S:
         return say(JobState.CANCELLED, "queue", "cancelled; the scheduler no longer knows it")
     if silent > lost_after_s and (seen.all_asked or silent > 2 * lost_after_s):
         return say(
             JobState.LOST,
             "agent",
-            f"not in the queue, no exit record, no event for {silent / 60:.0f} min; last known as {job.state}"
+            f"not in the queue, no exit record, no sign of life for {silent / 60:.0f} min; last known as {job.state}"
             f" with scheduler id {job.scheduler_id or 'none'}",
         )
     return None

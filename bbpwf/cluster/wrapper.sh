@@ -13,24 +13,29 @@ node=${SLURMD_NODENAME:-$HOSTNAME}
 now() { t=${EPOCHREALTIME:-$(date +%s.%N)}; t=${t/,/.}; }
 now; t0=$t
 
-if ! ln -s "$id" "$B/lease.$i" 2>/dev/null; then
+tries=60 # on a full disk a lease and a record can wait for a minute; a job without either is a job lost
+while ! ln -s "$id" "$B/lease.$i" 2>/dev/null; do
     owner=$(readlink "$B/lease.$i")
-    if [ "$owner" != "$id" ]; then
-        if [ -z "$owner" ]; then
-            echo "bbpwf: cannot take the lease $B/lease.$i" >&2
-            printf 'F %s %s %s %s %s .\n' "$BATCH" "$i" "$id" "$r" "$t0" >>"$E"
-            exit 74
-        fi
-        echo "bbpwf: $owner already runs this job; $id ends" >&2
-        printf 'D %s %s %s %s %s .\n' "$BATCH" "$i" "$id" "$r" "$t0" >>"$E"
-        exit 73
+    [ "$owner" = "$id" ] && break
+    if [ -z "$owner" ] && [ $((tries--)) -gt 0 ]; then
+        sleep 1
+        continue
     fi
-fi
+    if [ -z "$owner" ]; then
+        echo "bbpwf: cannot take the lease $B/lease.$i" >&2
+        printf 'F %s %s %s %s %s .\n' "$BATCH" "$i" "$id" "$r" "$t0" >>"$E"
+        exit 74
+    fi
+    echo "bbpwf: $owner already runs this job; $id ends" >&2
+    printf 'D %s %s %s %s %s .\n' "$BATCH" "$i" "$id" "$r" "$t0" >>"$E"
+    exit 73
+done
 finish() { # code signal
     now
     local record="X $BATCH $i $id $r $1 $2 $t0 $t $node ."
-    printf '%s\n' "$record" >"$B/exit.$i.$r"
-    printf '%s\n' "$record" >>"$E"
+    local tries=60
+    until { printf '%s\n' "$record" >"$B/exit.$i.$r"; } 2>/dev/null || [ $((tries--)) -le 0 ]; do sleep 1; done
+    printf '\n%s\n' "$record" >>"$E" # a line of its own, whatever a full disk left of the one before
     exit "$1"
 }
 if [ -e "$B/cancel" ] || [ -e "$B/cancel.$i" ]; then finish 143 15; fi

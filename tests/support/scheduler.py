@@ -120,6 +120,10 @@ class MemoryScheduler:
             scheduler_id = element_id(self._ids[batch_id], each or 0, size)
             self.entries.append(Entry(batch_id, each, scheduler_id, state, raw, reason, ending))
 
+    def id_of(self, batch_id: str, position: int = 0) -> str:
+        """The scheduler's id of an element."""
+        return element_id(self._ids[batch_id], position, len(self.jobs[batch_id].scripts))
+
     def purge(self) -> None:
         """Forget ended jobs, as Slurm does after MinJobAge."""
         self.entries = []

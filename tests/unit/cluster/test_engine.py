@@ -57,7 +57,8 @@ class Engine:
         return self.ledger.job(job_key("run", f"t{position}"))[0]
 
     def started(self, batch_id: str, position: int = 0, restart: int = 0) -> None:
-        self.monitor.take([Started(batch_id, position, "101", restart, self.clock.now(), "n1")])
+        scheduler_id = self.scheduler.id_of(batch_id, position)
+        self.monitor.take([Started(batch_id, position, scheduler_id, restart, self.clock.now(), "n1")])
 
     def ended(self, batch_id: str, code: int, *, signal: int = 0, position: int = 0, restart: int = 0) -> None:
         self.monitor.take([self.record(batch_id, code, signal=signal, position=position, restart=restart)])
@@ -221,6 +222,37 @@ def test_an_end_by_a_signal_is_named_by_the_queue(engine: Engine, raw: str, stat
     assert engine.view().exit is not None
 
 
+def test_a_clock_that_is_set_loses_no_job(engine: Engine) -> None:
+    batch_id = engine.submitted()
+    engine.started(batch_id)
+    engine.scheduler.purge()
+    engine.monitor.poll()
+    engine.clock.jump(86_400)
+    engine.monitor.poll()
+    assert engine.view().state is JobState.RUNNING
+    engine.clock.jump(-7 * 86_400)
+    engine.clock.advance(601)
+    engine.monitor.poll()
+    assert engine.view().state is JobState.LOST
+
+
+def test_one_wrong_answer_of_the_queue_after_a_long_silence_loses_no_job(engine: Engine) -> None:
+    batch_id = engine.submitted()
+    engine.started(batch_id)
+    engine.scheduler.show(batch_id, JobState.RUNNING, "RUNNING")
+    present = list(engine.scheduler.entries)
+    engine.clock.advance(3600)  # the controller could not be asked all the while
+    engine.scheduler.purge()
+    engine.monitor.poll()
+    assert engine.view().state is JobState.RUNNING
+    engine.scheduler.entries = present
+    engine.monitor.poll()
+    engine.clock.advance(3600)
+    engine.scheduler.purge()
+    engine.monitor.poll()
+    assert engine.view().state is JobState.RUNNING
+
+
 def test_an_end_by_a_signal_that_nobody_explains_is_a_failure_in_the_end(engine: Engine) -> None:
     batch_id = engine.submitted()
     engine.started(batch_id)
@@ -287,6 +319,39 @@ def test_cancel_asks_until_the_job_is_gone(engine: Engine) -> None:
     assert (engine.view().state, engine.view().reason) == (JobState.CANCELLED, "cancelled")
     engine.monitor.poll()
     assert engine.scheduler.cancelled == ["101", "101"]
+
+
+def test_of_two_copies_of_a_submission_the_living_one_counts_and_cancel_reaches_both(engine: Engine) -> None:
+    batch_id = engine.submitted()
+    copies = [
+        Entry(batch_id, None, "101", JobState.RUNNING, "RUNNING"),
+        Entry(batch_id, None, "102", JobState.FAILED, "FAILED"),
+    ]
+    for entries in (copies, copies[::-1]):
+        engine.scheduler.entries = entries
+        engine.monitor.poll()
+        assert engine.view().state is JobState.RUNNING
+    engine.scheduler.entries = [Entry(batch_id, None, "102", JobState.QUEUED, "PENDING")]
+    engine.ledger.cancel("run", None)
+    engine.monitor.poll()
+    assert engine.scheduler.cancelled == ["101", "102"]
+
+
+def test_a_job_that_began_proves_that_its_submission_was_accepted(engine: Engine) -> None:
+    engine.scheduler.answers = ["lose after", Unclear("Socket timed out on send/recv operation")]
+    engine.want()
+    with pytest.raises(ConnectionLost):
+        engine.submitter.round()
+    (batch_id,) = engine.scheduler.jobs
+    engine.started(batch_id)
+    engine.ended(batch_id, 0)
+    engine.scheduler.purge()
+    engine.submitter.round()
+    engine.clock.advance(AMBIGUITY_S + 1)
+    engine.submitter.round()
+    assert engine.ledger.batch(batch_id).state == "ACCEPTED"
+    assert engine.view().state is JobState.COMPLETED
+    assert engine.scheduler.trips == 2
 
 
 def test_events_of_other_agents_are_ignored(engine: Engine) -> None:

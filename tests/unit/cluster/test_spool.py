@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,44 @@ def test_sigterm_reaches_the_script_and_is_recorded(tmp_path: Path) -> None:
     assert isinstance(record, Ended)
     assert (record.record.code, record.record.signal) == (9, 15)
     assert "stopping" in spool.log(0)
+
+
+def appears(path: Path, within: float = 10.0) -> None:
+    deadline = time.monotonic() + within
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def test_a_record_that_cannot_be_written_now_is_written_later(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    spool = Spool(tmp_path, spec(f"touch {ran}"))
+    (spool.path / "exit.0.0").mkdir()  # nothing can be written there, as on a full disk
+    process = spool.start(0)
+    appears(ran)
+    (spool.path / "exit.0.0").rmdir()
+    assert process.wait(20) == 0
+    assert parse_event((spool.path / "exit.0.0").read_text().rstrip("\n")) == spool.events[-1]
+
+
+def test_a_lease_that_cannot_be_taken_now_is_taken_later(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    spool = Spool(tmp_path, spec(f"touch {ran}"))
+    (spool.path / "lease.0").touch()  # neither ours nor anybody's
+    process = spool.start(0)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    assert not ran.exists()
+    (spool.path / "lease.0").unlink()
+    assert process.wait(20) == 0
+    assert ran.exists()
+
+
+def test_an_event_line_that_a_full_disk_cut_spoils_no_other(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, spec("true"))
+    Path(spool.folder.events).write_text("X b0123456789abcdef 7 12_")
+    assert spool.run(0) == 0
+    assert isinstance(spool.events[-1], Ended)
 
 
 def test_a_cancelled_element_never_begins(tmp_path: Path) -> None:

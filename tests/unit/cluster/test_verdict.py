@@ -106,12 +106,12 @@ def test_memory_that_slurm_itself_calls_a_failure_is_told_by_the_log() -> None:
 
 
 def test_silence_is_lost_and_only_when_everybody_was_asked() -> None:
-    assert told(Evidence(None), now=1500.0) is None
-    assert told(Evidence(None, all_asked=False), now=1700.0) is None
-    lost = told(Evidence(None), now=1700.0)
+    assert told(Evidence(None, absent_s=500.0)) is None
+    assert told(Evidence(None, all_asked=False, absent_s=700.0)) is None
+    lost = told(Evidence(None, absent_s=700.0))
     assert lost is not None
     assert lost[0] is JobState.LOST
-    assert told(Evidence(None, all_asked=False), now=2300.0) == (
+    assert told(Evidence(None, all_asked=False, absent_s=1300.0)) == (
         JobState.LOST,
         "agent",
         lost[2].replace("12 min", "22 min"),
@@ -138,7 +138,7 @@ states = st.none() | st.sampled_from(list(JobState)).map(entry)
     record=st.none() | st.builds(record, st.integers(0, 255), st.sampled_from([0, 15]), st.integers(0, 1)),
     log=st.sampled_from(["", TIME_LIMIT, MEMORY, CANCEL, NODE, REQUEUE]),
     waited=st.floats(0, 100),
-    now=st.floats(1000, 10_000),
+    absent=st.floats(0, 10_000),
     cancel=st.booleans(),
 )
 def test_nothing_is_called_completed_without_a_witness_who_says_so(
@@ -147,10 +147,10 @@ def test_nothing_is_called_completed_without_a_witness_who_says_so(
     record: Ended | None,
     log: str,
     waited: float,
-    now: float,
+    absent: float,
     cancel: bool,
 ) -> None:
-    said = told(Evidence(queue, record, accounted, log, waited), job=replace(LIVE, cancel=cancel), now=now)
+    said = told(Evidence(queue, record, accounted, log, waited, absent_s=absent), job=replace(LIVE, cancel=cancel))
     if said is not None and said[0] is JobState.COMPLETED:
         assert (record is not None and record.record.code == 0) or JobState.COMPLETED in {
             e.state for e in (queue, accounted) if e is not None
@@ -183,6 +183,7 @@ def test_while_accounting_does_not_answer_nothing_is_said_for_longer(engine: Eng
     engine.started(batch_id)
     engine.scheduler.purge()
     engine.scheduler.accounting = None
+    engine.monitor.poll()
     engine.clock.advance(700)
     engine.monitor.poll()
     assert engine.view().state is JobState.RUNNING
