@@ -87,7 +87,7 @@ def verdict(job: Live, seen: Evidence, now: float, *, lost_after_s: float) -> Si
 
     if record is not None and decisive(record, job):
         return ended_sighting(record, "record")
-    over = entry is not None or (accounted is not None and accounted.state is not None and accounted.state.terminal)
+    over = any(e is not None and e.state is not None and e.state.terminal for e in (entry, accounted))
     if job.cancel and (record is not None or over):
         return say(JobState.CANCELLED, "queue" if accounted is None else "accounting", "cancelled")
     for told, witness in ((entry, "queue"), (accounted, "accounting")):

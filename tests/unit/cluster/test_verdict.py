@@ -129,6 +129,11 @@ def test_a_cancelled_job_is_cancelled_whoever_shows_it_ended() -> None:
     assert told(Evidence(entry(JobState.CANCELLED), record(0)), job=ours) == (JobState.COMPLETED, "record", "")
 
 
+def test_a_cancelled_job_in_a_state_that_nobody_knows_is_not_gone() -> None:
+    unknown = Entry("b", 0, "101", None, "HIBERNATING")
+    assert told(Evidence(unknown), job=replace(LIVE, cancel=True)) is None
+
+
 states = st.none() | st.sampled_from(list(JobState)).map(entry)
 
 
