@@ -13,7 +13,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## everything that the rest needs: Debian packages, .venv, .software
-	@sandbox/setup.sh packages browser venv software
+	@sandbox/setup.sh packages accounting browser venv software
 
 software:  ## the cluster's software environment alone
 	@sandbox/setup.sh software

@@ -2,6 +2,7 @@
 # Prepares a Debian 12 machine for bbpwf: `sandbox/setup.sh STEP...`, each step one of
 #
 #   packages   Debian packages for the sandbox's cluster (installed when root, else their absence is told)
+#   accounting Debian packages for the tests on a Slurm that keeps accounting (likewise)
 #   browser    Debian packages for the tests that drive a browser (likewise)
 #   venv       .venv: bbpwf, its service, sandbox and developer tools, as pinned in constraints.txt
 #   software   .software: the cluster's software environment, as pinned in sandbox/software.txt
@@ -17,6 +18,7 @@ say() { printf 'set-up: %-9s %s\n' "$1" "$2" >&2; }
 # command or folder that shows that a package is there, and the package
 cluster_packages=(slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge sshd:openssh-server ssh:openssh-client
     libnss_wrapper.so:libnss-wrapper)
+accounting_packages=(slurmdbd:slurmdbd mariadbd:mariadb-server)
 browser_packages=(chromium:chromium chromedriver:chromium-driver)
 
 have() {
@@ -64,7 +66,8 @@ install_packages() { # step package...
         for package in "$@"; do
             case $package in
                 openssh-server) systemctl disable --quiet ssh.service ssh.socket 2>/dev/null || true ;;
-                slurmctld | slurmd | munge) systemctl disable --quiet "$package.service" 2>/dev/null || true ;;
+                slurmctld | slurmd | slurmdbd | munge) systemctl disable --quiet "$package.service" 2>/dev/null || true ;;
+                mariadb-server) systemctl disable --quiet mariadb.service 2>/dev/null || true ;;
             esac
         done
     fi
@@ -158,6 +161,7 @@ software_step() {
 marks_step() {
     local terms=()
     [ -z "$(lacking "${cluster_packages[@]}")" ] || terms+=("not slurm")
+    [ -z "$(lacking "${accounting_packages[@]}")" ] || terms+=("not accounting")
     [ -z "$(lacking "${browser_packages[@]}")" ] || terms+=("not browser")
     local expression="" term
     for term in "${terms[@]}"; do expression+="${expression:+ and }$term"; done
@@ -176,6 +180,10 @@ for step in "$@"; do
         packages)
             packages_step packages "without them the sandbox runs jobs as local processes instead of through Slurm" \
                 "${cluster_packages[@]}" 9>&-
+            ;;
+        accounting)
+            packages_step accounting "without them the tests on a Slurm with accounting are left out" \
+                "${accounting_packages[@]}" 9>&-
             ;;
         browser) packages_step browser "without them the tests that drive a browser are left out" "${browser_packages[@]}" 9>&- ;;
         venv) venv_step ;;

@@ -19,6 +19,22 @@ def shared_cluster() -> Iterator[RealCluster]:
         yield cluster
 
 
+@pytest.fixture(scope="session")
+def accounted_cluster() -> Iterator[RealCluster]:
+    """The same, with accounting."""
+    with real_cluster(with_accounting=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def accounted_site(accounted_cluster: RealCluster, tmp_path: Path) -> Iterator[Site]:
+    """A ledger of its own on the Slurm that keeps accounting."""
+    settings = accounted_cluster.settings(secrets.token_hex(4))
+    site = Site(tmp_path, settings, lambda: accounted_cluster.connector(settings))
+    yield site
+    site.close()
+
+
 @pytest.fixture
 def slurm_site(shared_cluster: RealCluster, tmp_path: Path) -> Iterator[Site]:
     """A ledger of its own on the shared Slurm."""

@@ -26,7 +26,13 @@ def local_site(tmp_path: Path) -> Iterator[Site]:
     site.close()
 
 
-@pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slurm)])
+@pytest.fixture(
+    params=[
+        "local",
+        pytest.param("slurm", marks=pytest.mark.slurm),
+        pytest.param("accounted", marks=[pytest.mark.slurm, pytest.mark.accounting]),
+    ]
+)
 def site(request: pytest.FixtureRequest) -> Site:
     found: Site = request.getfixturevalue(f"{request.param}_site")
     return found

@@ -15,8 +15,8 @@ from typing import Any
 from bbpwf.clock import SystemClock
 from bbpwf.cluster.connectors import SshConnector
 from bbpwf.settings import ClusterSettings
-from sandbox import slurm, sshd
-from sandbox.process import Running, free_ports, start, stop
+from sandbox import accounting, slurm, sshd
+from sandbox.process import Process, Running, free_ports, start, stop
 
 
 @dataclass
@@ -62,15 +62,21 @@ class RealCluster:
 
 
 @contextmanager
-def real_cluster(**options: Any) -> Iterator[RealCluster]:
+def real_cluster(*, with_accounting: bool = False, **options: Any) -> Iterator[RealCluster]:
     """Start one in a short folder; end everything of it afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="bbpwf-c-", dir="/tmp"))
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder)
+        before: tuple[Process, ...] = ()
+        if with_accounting:
+            made = accounting.prepare(folder / "slurm")
+            before = made.processes
+            options["extra"] = options.get("extra", "") + made.lines
         prepared = slurm.prepare(folder / "slurm", **options)
         running: dict[str, Running] = {}
         stack.callback(prepared.end_jobs)
-        for process in prepared.processes:
+        munged, *others = prepared.processes
+        for process in (munged, *before, *others):
             running[process.name] = start(process)
             stack.callback(stop, running[process.name])
         stack.callback(prepared.end_jobs)
