@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup software demo lint types imports test unit integration clean
+.PHONY: help setup software demo lint types imports test unit integration chaos clean
 
 BIN := .venv/bin
 # options for the demo, e.g. `make demo DEMO='--fail-point 3'`; see `bbpwf sandbox demo --help`
@@ -39,6 +39,14 @@ unit:
 
 integration:
 	@$(BIN)/pytest tests/integration -q -m "$$(sandbox/setup.sh marks)" --cov --cov-append --cov-report=term
+
+# how many faults, and which: `make chaos FAULTS=100 SEED=7`
+FAULTS ?= 1000
+SEED ?= 1
+
+chaos:  ## break everything at random, then prove that no job was lost, doubled or left over
+	@sandbox/setup.sh packages venv
+	$(BIN)/python -m benchmarks.chaos --faults $(FAULTS) --seed $(SEED)
 
 clean:  ## what tests and builds leave; neither environments nor sandboxes
 	@rm -rf .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

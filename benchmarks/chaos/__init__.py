@@ -1,0 +1,1 @@
+"""A storm of faults over a real Slurm, sshd and agent, and a checker that reads what really happened."""

@@ -1,0 +1,34 @@
+"""``python -m benchmarks.chaos --faults 1000 --seed 1``: a storm, then the truth about it, in one JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.chaos.run import run
+
+_OUT = Path(__file__).parents[1] / "chaos.json"
+
+
+def main() -> int:
+    """Run, print, write; 1 when anything was lost, doubled, went back or was left over."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--faults", type=int, default=1000, help="how many faults are to happen")
+    parser.add_argument("--seed", type=int, default=1, help="the same seed makes the same choices")
+    parser.add_argument("--limit", type=float, default=3600.0, help="seconds after which the storm ends in any case")
+    parser.add_argument("--slowest", type=float, default=60.0, help="seconds for which slurmctld is once stopped")
+    parser.add_argument("--out", type=Path, default=_OUT, help="where the result is written")
+    parser.add_argument("--keep", type=Path, help="folder to which ledger, tally and logs are copied at the end")
+    given = parser.parse_args()
+    report = run(given.faults, given.seed, limit=given.limit, slowest=given.slowest, keep=given.keep)
+    for complaint in report.complaints:
+        print(complaint)
+    given.out.write_text(json.dumps(report.result, indent=2) + "\n")
+    print(json.dumps(report.result))
+    return 0 if report.clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
