@@ -17,13 +17,14 @@ import bbpwf
 from bbpwf.clock import Clock, SystemClock
 from bbpwf.cluster.control import AgentControl
 from bbpwf.cluster.database import Database, open_database
+from bbpwf.cluster.explanation import Explanations
 from bbpwf.cluster.runs import RunStore
 from bbpwf.errors import Conflict, InvalidConfig, InvalidInput
 from bbpwf.platform.login import Login
 from bbpwf.platform.tokens import TokenVerifier
 from bbpwf.redact import Redactor
 from bbpwf.settings import Settings
-from service import browser, dashboard, errors, launch, runs, tasks, wes
+from service import browser, dashboard, errors, explain, launch, runs, tasks, wes
 from service.access import BodyLimit, Gate
 from service.authority import ProjectAuthority
 from service.catalogue import Catalogue
@@ -124,6 +125,8 @@ def create_app(
     app.include_router(tasks.router(instance.catalogue))
     folders = settings.state / "runs"
     app.include_router(runs.router(instance.store, instance.launches, instance.control, instance.redactor, folders))
+    explanations = Explanations(instance.database)
+    app.include_router(explain.router(instance.store, explanations, instance.control, instance.redactor))
     app.include_router(dashboard.router(luigi))
     app.state.instance = instance
     return app

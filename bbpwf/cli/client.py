@@ -70,6 +70,11 @@ class ServiceClient:
         """All tasks of a run, with their array elements."""
         return list(self._pages(f"/runs/{quote(run_id, safe='')}/tasks", "tasks", {}, size=1000))
 
+    def explain(self, run_id: str, task_id: str) -> dict[str, Any]:
+        """Why a task's jobs wait, or how they ended and why."""
+        path = f"/runs/{quote(run_id, safe='')}/tasks/{quote(task_id, safe='')}/explain"
+        return dict(self._ask("GET", path).json())
+
     def cancel(self, run_id: str) -> None:
         """Have a run canceled."""
         self._ask("POST", f"{_WES}/runs/{quote(run_id, safe='')}/cancel")

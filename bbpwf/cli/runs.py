@@ -39,7 +39,14 @@ def list_runs(
 
 
 @runs_app.command("show")
-def show_run(run_id: RunId, json_output: Json = False) -> None:
+def show_run(
+    run_id: RunId,
+    task_id: Annotated[str, typer.Argument(help="With --why: the task or array element to explain.")] = "",
+    why: Annotated[
+        bool, typer.Option("--why", help="Explain why tasks wait or how they ended; without TASK_ID, all not complete.")
+    ] = False,
+    json_output: Json = False,
+) -> None:
     """A run: its state and why, its tasks, what failed."""
     from bbpwf import settings
     from bbpwf.cli import show
@@ -47,6 +54,9 @@ def show_run(run_id: RunId, json_output: Json = False) -> None:
     from bbpwf.clock import SystemClock
 
     client = connect(settings.load())
+    if why or task_id:
+        _explain(client, run_id, task_id, json_output=json_output)
+        return
     run, tasks = client.run(run_id), client.tasks(run_id)
     if json_output:
         show.print_json({**run, "tasks": tasks})
@@ -55,6 +65,31 @@ def show_run(run_id: RunId, json_output: Json = False) -> None:
     out.print(show.live_view(run, tasks, SystemClock().now()), soft_wrap=True)
     for failure in show.failures(run):
         out.print(failure, soft_wrap=True)
+
+
+_MOST_EXPLAINED = 20
+
+
+def _explain(client: ServiceClient, run_id: str, task_id: str, *, json_output: bool) -> None:
+    from bbpwf.cli import show
+    from bbpwf.cli.why import explanation
+    from bbpwf.errors import Conflict
+
+    if task_id:
+        found = [client.explain(run_id, task_id)]
+    else:
+        found = []
+        waiting = [task for task, _ in show.folded(client.tasks(run_id)) if task["state"] != "COMPLETE"]
+        for task in waiting[:_MOST_EXPLAINED]:
+            try:
+                found.append(client.explain(run_id, str(task["id"])))
+            except Conflict:  # no jobs: a plain task says itself what there is to say
+                found.append({"task": task, "reasons": [], "job": None})
+    if json_output:
+        show.print_json(found)
+        return
+    for each in found:
+        show.console().print(explanation(each), soft_wrap=True)
 
 
 @runs_app.command("logs")

@@ -107,6 +107,18 @@ class Agent:
         transport = self.cluster(view.cluster).connected().backend.transport
         return transport.read(view.stdout, offset=max(0, offset), limit=max(0, min(limit, READ_LIMIT)))
 
+    def log_tail(self, run_id: str, job_key: str, limit: int) -> bytes:
+        """The last ``limit`` bytes of a job's log. Raises NotFound as :meth:`read_log` does."""
+        view, _ = self.ledger.job(job_key)
+        if view.run_id != run_id or not view.stdout:
+            raise NotFound(f"run {run_id} has no job {job_key!r} with a log")
+        transport = self.cluster(view.cluster).connected().backend.transport
+        (stat,) = transport.stat([view.stdout])
+        if stat is None:
+            raise NotFound(f"job {job_key} has written no log yet")
+        limit = max(0, min(limit, READ_LIMIT))
+        return transport.read(view.stdout, offset=max(0, stat.size - limit), limit=limit)
+
 
 class BoundAgent:
     """See :class:`bbpwf.cluster.api.RunAgent` for every method."""

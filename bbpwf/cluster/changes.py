@@ -120,6 +120,7 @@ class Changes:
                 "witness": witness,
                 "scheduler_id": job["scheduler_id"],
                 "reason": reason[:2000],
+                "exit": job.get("exit") if JobState(job["state"]).terminal else None,
             }
         )
 

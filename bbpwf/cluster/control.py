@@ -50,6 +50,10 @@ class AgentControl:
         """A part of a job's log. Raises NotFound when the job has written none."""
         return bytes(self._connection.call("read_log", run_id=run_id, job_key=job_key, offset=offset, limit=limit))
 
+    def log_tail(self, run_id: str, job_key: str, limit: int = 4096) -> bytes:
+        """The end of a job's log. Raises NotFound when the job has written none."""
+        return bytes(self._connection.call("log_tail", run_id=run_id, job_key=job_key, limit=limit))
+
     def close(self) -> None:
         """Close the connections."""
         self._connection.close()

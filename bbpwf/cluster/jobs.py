@@ -143,7 +143,8 @@ class ExitRecord(_Frozen):
     """What the job's own wrapper wrote at the end: the best witness there is.
 
     ``code`` is the script's exit code (128 + n when signal n ended it), ``signal`` the signal that the wrapper
-    was told to stop with (0 if none); times are Unix seconds on the node's clock.
+    was told to stop with (0 if none); times are Unix seconds on the node's clock. ``cpu_s`` is the CPU time of what
+    ran below the wrapper on its own node, which is not where srun's tasks run.
     """
 
     code: int
@@ -153,6 +154,7 @@ class ExitRecord(_Frozen):
     node: str = ""
     slurm_id: str = ""
     restart: int = 0
+    cpu_s: float | None = None
 
 
 class JobView(_Frozen):

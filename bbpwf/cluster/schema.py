@@ -144,5 +144,6 @@ transitions = sa.Table(
     sa.Column("witness", sa.String(20), nullable=False),
     sa.Column("scheduler_id", sa.String(64), nullable=False, default=""),
     sa.Column("reason", sa.Text, nullable=False, default=""),
+    sa.Column("exit", sa.JSON(none_as_null=True)),
 )
 """Every change of every job, with who saw it: the history that explains a failure and that a checker can read."""

@@ -64,6 +64,7 @@ class AgentServer:
                 "cancel_run": agent.cancel_run,
                 "live_jobs": lambda run_id: agent.ledger.live_count(run_id=run_id),
                 "read_log": agent.read_log,
+                "log_tail": agent.log_tail,
             },
             self._redactor,
         )

@@ -223,7 +223,7 @@ class Fenced:
 Event = Started | Ended | Fenced
 
 _STARTED = re.compile(r"S (\w+) (\d+) (\S+) (\d+) ([\d.]+) (\S+) \.\Z")
-_ENDED = re.compile(r"X (\w+) (\d+) (\S+) (\d+) (\d+) (\d+) ([\d.]+) ([\d.]+) (\S+) \.\Z")
+_ENDED = re.compile(r"X (\w+) (\d+) (\S+) (\d+) (\d+) (\d+) ([\d.]+) ([\d.]+) (\S+)(?: c(\d+))? \.\Z")
 _FENCED = re.compile(r"([DF]) (\w+) (\d+) (\S+) (\d+) ([\d.]+) \.\Z")
 
 
@@ -232,7 +232,7 @@ def parse_event(line: str) -> Event | None:
     if len(line) > EVENT_CAP:
         return None
     if m := _ENDED.match(line):
-        batch_id, position, scheduler_id, restart, code, signal, started, ended, node = m.groups()
+        batch_id, position, scheduler_id, restart, code, signal, started, ended, node, cpu = m.groups()
         record = ExitRecord(
             code=int(code),
             signal=int(signal),
@@ -241,6 +241,7 @@ def parse_event(line: str) -> Event | None:
             node=node,
             slurm_id=scheduler_id,
             restart=int(restart),
+            cpu_s=int(cpu) / 100 if cpu else None,
         )
         return Ended(batch_id, int(position), scheduler_id, record)
     if m := _STARTED.match(line):

@@ -32,7 +32,12 @@ while ! ln -s "$id" "$B/lease.$i" 2>/dev/null; do
 done
 finish() { # code signal
     now
-    local record="X $BATCH $i $id $r $1 $2 $t0 $t $node ."
+    local cpu="" stat rest
+    if read -r stat 2>/dev/null <"/proc/$$/stat"; then # hundredths of a second that ended children had: user, system
+        rest=(${stat##*) })
+        cpu=" c$((rest[13] + rest[14]))"
+    fi
+    local record="X $BATCH $i $id $r $1 $2 $t0 $t $node$cpu ."
     local tries=60
     until { printf '%s\n' "$record" >"$B/exit.$i.$r"; } 2>/dev/null || [ $((tries--)) -le 0 ]; do sleep 1; done
     printf '\n%s\n' "$record" >>"$E" # a line of its own, whatever a full disk left of the one before

@@ -104,3 +104,22 @@ def test_others_may_not(service: Service, verb: str) -> None:
     run_id = service.launch(who="ines")
     assert service.ask("POST", f"/runs/{run_id}/{verb}", username="bob").status_code in {401, 403}
     service.ended(run_id)
+
+
+def test_a_job_is_explained_with_its_attempts_submission_and_last_lines(service: Service) -> None:
+    run_id = service.launch(who="jo", code=3)
+    service.ended(run_id)
+    task = tasks(service, run_id)["Hello"]["id"]
+    job = service.ask("GET", f"/runs/{run_id}/tasks/{task}/explain").json()["job"]
+    assert job["why"] == "ended FAILED: exit code 3"
+    assert job["log_tail"] == "hello jo"
+    assert "echo hello jo" in job["script"]
+    (attempt,) = job["attempts"]
+    assert "job.sh" in attempt["command"]
+    assert attempt["exit"]["code"] == 3
+    assert attempt["exit"]["cpu_s"] is not None
+    shown = bbpwf(service, "runs", "show", run_id, "--why", task)
+    assert shown.returncode == 0, shown.stderr
+    assert "ended FAILED: exit code 3" in shown.stdout
+    assert "│ hello jo" in shown.stdout
+    assert "ended FAILED" in bbpwf(service, "runs", "show", run_id, "--why").stdout

@@ -140,6 +140,7 @@ def upgrade() -> None:
         sa.Column("witness", sa.String(length=20), nullable=False),
         sa.Column("scheduler_id", sa.String(length=64), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("exit", sa.JSON(none_as_null=True), nullable=True),
         sa.PrimaryKeyConstraint("seq", name=op.f("pk_transitions")),
     )
     with op.batch_alter_table("transitions", schema=None) as batch_op:
