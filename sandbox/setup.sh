@@ -24,7 +24,7 @@ browser_packages=(chromium:chromium chromedriver:chromium-driver)
 have() {
     case $1 in
         *.so) compgen -G "/usr/lib/*/$1" >/dev/null || compgen -G "/usr/lib*/$1" >/dev/null ;;
-        *) PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" command -v "$1" >/dev/null ;;
+        *) [ -x "$(PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" command -v "$1")" ] ;;
     esac
 }
 
