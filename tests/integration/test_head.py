@@ -16,6 +16,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from bbpwf import faults
 from bbpwf.cluster.agent import BoundAgent
 from bbpwf.cluster.rpc import Server
 from bbpwf.cluster.server import run_methods
@@ -86,14 +87,14 @@ class Stage:
         body = {"run_id": "r1", "module": "head_flow", "task": task, "attachments": str(attachments), **more}
         (self.folder / "request.json").write_text(json.dumps(body))
 
-    def head(self) -> subprocess.Popen[bytes]:
+    def head(self, armed: str = "") -> subprocess.Popen[bytes]:
         with (self.folder / "head.log").open("ab") as log:
             started = subprocess.Popen(
                 [sys.executable, "-P", "-m", "bbpwf.workflow.head", str(self.folder)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={"PATH": os.environ["PATH"], "HOME": str(self.folder)},
+                env={"PATH": os.environ["PATH"], "HOME": str(self.folder), faults.VARIABLE: armed},
             )
         self.heads.append(started)
         return started
@@ -169,6 +170,18 @@ def test_a_killed_head_is_continued_by_the_next_and_no_job_runs_twice(
     assert stage.agent.file("report.txt").read_text().split() == ["0", "1", "2", "3", "4", "5"]
     states = {report.family: report.state for report in stage.agent.reports.values()}
     assert states["Report"] == states["Simulate"] == "DONE"
+
+
+@pytest.mark.parametrize("point", ["head.outcome.before", "head.outcome.after"])
+def test_a_head_that_dies_around_its_outcome_is_continued_by_the_next(stage: Stage, point: str) -> None:
+    stage.request("Report")
+    stage.agent.release()
+    first = stage.head(f"{point}=1")
+    assert first.wait(60) == -signal.SIGKILL, stage.log()
+    assert (stage.folder / "outcome.json").exists() == point.endswith("after")
+    assert stage.head().wait(60) == 0, stage.log()
+    assert stage.outcome()["state"] == "COMPLETE"
+    assert elements(stage.agent) == {f"p{i}": 1 for i in range(6)}
 
 
 def test_a_head_killed_while_jobs_run_finds_them_again(stage: Stage, luigid: str) -> None:
