@@ -27,6 +27,7 @@ T = TypeVar("T")
 LOG_PIECE = 1024 * 1024
 """Most bytes of a log in one answer; the next offset says where to go on."""
 MAX_OFFSET = 10**15
+MAX_THROTTLE = 1_000_000
 EVENT_EVERY_S = 1.0
 KEEPALIVE_EVERY = 15
 """A comment is sent after so many looks without news, so that proxies keep the stream open."""
@@ -59,6 +60,13 @@ def router(store: RunStore, launches: Launches, control: AgentControl, redactor:
         if left := [job.key for job in store.jobs(run_id) if job.key in keys and not job.state.terminal]:
             control.cancel_run(run_id, left)
         return {"task_id": task_id, "jobs": len(keys), "left": len(left)}
+
+    @routes.post("/runs/{run_id}/tasks/{task_id}/throttle")
+    def throttle(run_id: str, task_id: str, limit: Annotated[int, Query(ge=0, le=MAX_THROTTLE)]) -> dict[str, Any]:
+        """Let at most ``limit`` of a task's jobs run at once, also while they run; 0 lifts the limit."""
+        keys = store.job_keys(run_id, task_id)
+        control.throttle(run_id, keys, limit)
+        return {"task_id": task_id, "jobs": len(keys), "limit": limit}
 
     @routes.get("/runs/{run_id}/tasks")
     def tasks(

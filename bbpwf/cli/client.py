@@ -84,6 +84,11 @@ class ServiceClient:
         path = f"/runs/{quote(run_id, safe='')}/tasks/{quote(task_id, safe='')}/cancel"
         return int(self._ask("POST", path).json()["left"])
 
+    def throttle(self, run_id: str, task_id: str, limit: int) -> None:
+        """Let at most ``limit`` of a task's jobs run at once; 0 lifts the limit."""
+        path = f"/runs/{quote(run_id, safe='')}/tasks/{quote(task_id, safe='')}/throttle"
+        self._ask("POST", path, params={"limit": limit})
+
     def pause(self, run_id: str) -> None:
         """Have nothing new begun for a run until it is resumed."""
         self._ask("POST", f"/runs/{quote(run_id, safe='')}/pause")

@@ -149,6 +149,19 @@ def _is_gone(client: ServiceClient, run_id: str, task_id: str) -> bool:
     return RunState(client.run(run_id)["state"]).terminal
 
 
+@runs_app.command("throttle")
+def throttle(
+    run_id: RunId,
+    task_id: Annotated[str, typer.Argument(help="Id of an array task.")],
+    limit: Annotated[int, typer.Argument(min=0, help="Most of its jobs that may run at once; 0 for no limit.")],
+) -> None:
+    """Change how many jobs of a task may run at once, also while they run."""
+    from bbpwf import settings
+    from bbpwf.cli.client import connect
+
+    connect(settings.load()).throttle(run_id, task_id, limit)
+
+
 @runs_app.command("pause")
 def pause(run_id: RunId) -> None:
     """Begin nothing new for a run until it is resumed; jobs that the scheduler has go on."""

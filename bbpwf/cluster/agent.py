@@ -107,6 +107,18 @@ class Agent:
         transport = self.cluster(view.cluster).connected().backend.transport
         return transport.read(view.stdout, offset=max(0, offset), limit=max(0, min(limit, READ_LIMIT)))
 
+    def throttle(self, run_id: str, keys: Sequence[str], limit: int) -> None:
+        """Let at most ``limit`` of these jobs of a run run at once, from now on; 0 lifts the limit. Idempotent.
+
+        Raises:
+            Conflict: a submission of them is on its way; retryable.
+            ConnectFailed, TransportError, SlurmError: noted, but arrays that wait in the queue were not told.
+        """
+        if limit < 0:
+            raise InvalidInput("a throttle cannot be negative")
+        for name, arrays in self.ledger.throttle(run_id, keys, limit).items():
+            self.cluster(name).connected().backend.throttle(arrays, limit)
+
     def log_tail(self, run_id: str, job_key: str, limit: int) -> bytes:
         """The last ``limit`` bytes of a job's log. Raises NotFound as :meth:`read_log` does."""
         view, _ = self.ledger.job(job_key)

@@ -152,6 +152,10 @@ class Backend(Protocol):
         """
         ...
 
+    def throttle(self, scheduler_ids: Sequence[str], limit: int) -> None:
+        """Let at most ``limit`` elements of each of these arrays run at once; 0 lifts it. Ended ones are fine."""
+        ...
+
     def cancel(self, scheduler_ids: Sequence[str]) -> None:
         """Ask for these to end. Unknown and ended ones are fine."""
         ...

@@ -42,6 +42,10 @@ class AgentControl:
         """Cancel every job of the run, or these. Idempotent."""
         self._connection.call("cancel_run", run_id=run_id, keys=None if keys is None else list(keys))
 
+    def throttle(self, run_id: str, keys: Sequence[str], limit: int) -> None:
+        """Let at most ``limit`` of these jobs run at once; 0 lifts the limit."""
+        self._connection.call("throttle", run_id=run_id, keys=list(keys), limit=limit)
+
     def live_jobs(self, run_id: str) -> int:
         """How many jobs of the run have not ended."""
         return int(self._connection.call("live_jobs", run_id=run_id))

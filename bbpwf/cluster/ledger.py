@@ -37,6 +37,7 @@ from bbpwf.states import JobState, RunState
 _IDENTITY = sa.select(jobs.c.key, jobs.c.state, jobs.c.incarnation, jobs.c.fingerprint)
 _MEMBER = sa.select(batch_jobs)
 _COMMAND = batches.update().where(batches.c.batch_id == sa.bindparam("of")).values(command=sa.bindparam("new_command"))
+_SPEC = jobs.update().where(jobs.c.key == sa.bindparam("of")).values(spec=sa.bindparam("new_spec"))
 _PAUSED = sa.select(runs.c.run_id).where(runs.c.state == RunState.PAUSED.value)
 """Runs for which nothing new may be submitted."""
 LIVE = tuple(s.value for s in JobState if not s.terminal)
@@ -478,6 +479,31 @@ class Ledger:
                 if job["state"] == JobState.PLANNED.value:
                     reason = "cancelled before it was submitted"
                     changes.move(job, JobState.CANCELLED, "agent", reason, ended_at=changes.now)
+
+    def throttle(self, run_id: str, keys: Sequence[str], limit: int) -> dict[str, list[str]]:
+        """Note that at most ``limit`` of these jobs may run at once (0: no limit), for every later submission of them.
+
+        Answers the arrays that the scheduler has of them, by cluster: it has to be told, too.
+
+        Raises:
+            Conflict: a submission of them is on its way; asking again in a moment helps.
+        """
+        query = sa.select(jobs.c.key, jobs.c.spec, jobs.c.cluster, jobs.c.batch_id).where(
+            jobs.c.run_id == run_id, jobs.c.state.in_(LIVE)
+        )
+        with self._writing("throttle") as db:
+            found = select_in(db, query, jobs.c.key, list(keys))
+            sent = list({row.batch_id for row in found if row.batch_id})
+            made = select_in(db, sa.select(batches), batches.c.batch_id, sent)
+            if any(batch.state == "SENT" for batch in made):
+                raise Conflict("a submission of these jobs is on its way", hint="Try again.", retryable=True)
+            if found:
+                db.execute(_SPEC, [{"of": row.key, "new_spec": row.spec | {"throttle": limit}} for row in found])
+        arrays: dict[str, list[str]] = {}
+        for batch in made:
+            if batch.state == "ACCEPTED" and batch.size > 1:
+                arrays.setdefault(batch.cluster, []).append(batch.scheduler_id)
+        return arrays
 
     def job(self, key: str) -> tuple[JobView, JobSpec]:
         """A job, as it is known and as it was asked for. Raises NotFound."""

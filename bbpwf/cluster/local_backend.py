@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -160,6 +160,15 @@ class LocalBackend:
         """There is none."""
         del scheduler_ids
         return {}
+
+    def throttle(self, scheduler_ids: Sequence[str], limit: int) -> None:
+        """Elements beyond the limit that run already go on."""
+        with self._guard:
+            self._waiting = deque(
+                replace(element, throttle=limit) if element.batch_id in scheduler_ids else element
+                for element in self._waiting
+            )
+        self._something.set()
 
     def cancel(self, scheduler_ids: Sequence[str]) -> None:
         """SIGTERM to the job's group, SIGKILL after ten seconds; waiting ones never start."""

@@ -63,6 +63,7 @@ class AgentServer:
                 "close_run": lambda run_id: self._close_run(agent, run_id),
                 "cancel_run": agent.cancel_run,
                 "live_jobs": lambda run_id: agent.ledger.live_count(run_id=run_id),
+                "throttle": agent.throttle,
                 "read_log": agent.read_log,
                 "log_tail": agent.log_tail,
             },

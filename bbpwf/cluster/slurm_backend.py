@@ -7,6 +7,7 @@ restart, a time-out) repeats the answer. A mark without an answer is the one cas
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import secrets
@@ -19,7 +20,7 @@ from bbpwf.cluster.backend import Accepted, Answer, Entry, PutOff, Refused, Subm
 from bbpwf.cluster.jobs import Resources
 from bbpwf.cluster.retries import NO_LIMITS, PartitionLimits
 from bbpwf.cluster.spool import MODULES, job_script, manifest
-from bbpwf.errors import SlurmBusy, SlurmError, SubmitAmbiguous, SubmitLimited
+from bbpwf.errors import NotFound, SlurmBusy, SlurmError, SubmitAmbiguous, SubmitLimited
 from bbpwf.slurm import sbatch
 from bbpwf.slurm.client import SlurmClient
 from bbpwf.slurm.sbatch import SbatchOptions
@@ -190,6 +191,12 @@ class SlurmBackend:
                 if job_id in wanted:  # of several incarnations, the last
                     found[job_id] = Entry("", None, job_id, job_state_from_slurm(each.state), each.state, reason)
         return found
+
+    def throttle(self, scheduler_ids: Sequence[str], limit: int) -> None:
+        """``scontrol update`` for each array: elements beyond the limit that run already go on."""
+        for scheduler_id in scheduler_ids:
+            with contextlib.suppress(NotFound):
+                self._client.throttle(scheduler_id, limit)
 
     def cancel(self, scheduler_ids: Sequence[str]) -> None:
         """``scancel`` in as few calls as possible."""

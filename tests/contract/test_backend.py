@@ -84,6 +84,20 @@ def test_a_throttle_keeps_the_number_of_running_elements_down(agent: BoundAgent)
     assert max(int(n) for n in agent.read("seen").split()) <= 2
 
 
+def test_a_throttle_can_be_lifted_while_jobs_run(site: Site) -> None:
+    agent = site.agent()
+    run = agent.for_run("r1")
+    together = "touch begun.$BBPWF_JOB_KEY; for i in {1..600}; do set -- begun.*; [ $# -ge 3 ] && exit 0; sleep 0.1; done; exit 1"
+    jobs = [spec("r1", "A", together, index=i, group="g", throttle=1) for i in range(3)]
+    run.submit(jobs)
+    wait_for(run, [jobs[0].key], lambda view: view.state is JobState.RUNNING)
+    agent.throttle("r1", [job.key for job in jobs], 0)
+    agent.throttle("r1", [job.key for job in jobs], 0)
+    views = wait_ended(run, [j.key for j in jobs])
+    assert {v.state for v in views.values()} == {JobState.COMPLETED}, "all three ran at once"
+    agent.throttle("r1", [job.key for job in jobs], 2)
+
+
 def test_asking_again_runs_nothing_again(agent: BoundAgent) -> None:
     job = spec("r1", "T", "echo ran >> ran")
     agent.submit([job])

@@ -58,6 +58,7 @@ class MemoryScheduler:
         self.entries: list[Entry] = []
         self.answers: list[Answer | Literal["lose before", "lose after"]] = []
         self.cancelled: list[str] = []
+        self.throttles: dict[str, int] = {}
         self.trips = 0
         self.partition = NO_LIMITS
         self.accounting: dict[str, Entry] | None = {}
@@ -138,6 +139,9 @@ class MemoryScheduler:
         if self.accounting is None:
             raise SlurmBusy("the accounting daemon does not answer")
         return {each: self.accounting[each] for each in scheduler_ids if each in self.accounting}
+
+    def throttle(self, scheduler_ids: Sequence[str], limit: int) -> None:
+        self.throttles |= dict.fromkeys(scheduler_ids, limit)
 
     def cancel(self, scheduler_ids: Sequence[str]) -> None:
         self.cancelled += scheduler_ids

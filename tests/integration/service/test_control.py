@@ -123,3 +123,15 @@ def test_a_job_is_explained_with_its_attempts_submission_and_last_lines(service:
     assert "ended FAILED: exit code 3" in shown.stdout
     assert "│ hello jo" in shown.stdout
     assert "ended FAILED" in bbpwf(service, "runs", "show", run_id, "--why").stdout
+
+
+def test_the_throttle_of_a_running_array_can_be_lifted(service: Service) -> None:
+    run_id = service.launch("sweep:Sweep", files=[("sweep.py", SWEEP)], seconds=[120, 120, 0, 0])
+    wait_until("both slots are taken", lambda: state(service, run_id, "e1") == "RUNNING")
+    sweep = tasks(service, run_id)["Sweep"]["id"]
+    done = bbpwf(service, "runs", "throttle", run_id, sweep, "4")
+    assert done.returncode == 0, done.stderr
+    wait_until("the others run beside them", lambda: state(service, run_id, "e3") == "COMPLETE", within=30)
+    assert state(service, run_id, "e0") == "RUNNING"
+    service.ask("POST", f"/ga4gh/wes/v1/runs/{run_id}/cancel")
+    service.ended(run_id)
