@@ -6,8 +6,11 @@ import multiprocessing
 import threading
 from collections.abc import Callable
 
+import luigi
+
 from bbpwf.cluster.jobs import job_key
 from bbpwf.states import JobState
+from bbpwf.workflow import SbatchTask
 from bbpwf.workflow.runner import Cancellation
 from tests.unit.workflow.conftest import Bench
 
@@ -445,3 +448,15 @@ class Steps(ArrayTask):
     watcher.join()
     assert outcome.state == "COMPLETE"
     assert told("1 of 3 done, 1 running, 1 waiting"), seen
+
+
+def test_people_are_shown_what_was_set_and_not_thirty_defaults() -> None:
+    class Shown(SbatchTask):
+        who = luigi.Parameter()
+
+        def command(self) -> str:
+            return "true"
+
+    task = Shown(who="you", mem="2G")
+    assert task.to_str_params(only_public=True) == {"who": "you", "mem": "2G"}
+    assert "partition" in task.to_str_params()
