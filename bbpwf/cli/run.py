@@ -157,6 +157,7 @@ class _Here:
         finally:
             ended.set()
             watcher.join(10.0)
+            agent.release_run(request.run_id)
             agent.stop()
 
     def _reach_cluster(self, agent: Agent, cancellation: Cancellation) -> None:

@@ -97,6 +97,11 @@ class Agent:
         for cluster in self._clusters.values():
             cluster.cancel_marked()
 
+    def release_run(self, run_id: str) -> None:
+        """The run has ended: give back the nodes that it still holds. Idempotent."""
+        for cluster in self._clusters.values():
+            cluster.release(run_id)
+
     def read_log(self, run_id: str, job_key: str, offset: int, limit: int) -> bytes:
         """A part of a job's log. Raises NotFound when the job is not this run's or has written none."""
         view, _ = self.ledger.job(job_key)

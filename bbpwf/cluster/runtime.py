@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from bbpwf.clock import Clock
+from bbpwf.cluster.allocations import AllocatingBackend
 from bbpwf.cluster.backend import Backend
 from bbpwf.cluster.jobs import ClusterInfo
 from bbpwf.cluster.ledger import Ledger
 from bbpwf.cluster.monitor import Monitor
 from bbpwf.cluster.submission import Submitter
-from bbpwf.errors import BbpwfError, ClusterFailed, ConnectFailed
+from bbpwf.errors import BbpwfError, ClusterFailed, ConnectFailed, SlurmError, TransportError
 from bbpwf.settings import ClusterSettings
 from bbpwf.transport.protocol import Transport
 
@@ -76,6 +77,7 @@ class ClusterRuntime:
         self._stopping = threading.Event()
         self._submitter: Submitter | None = None
         self._monitor: Monitor | None = None
+        self._allocating: AllocatingBackend | None = None
         self._threads: list[threading.Thread] = []
 
     def info(self) -> ClusterInfo:
@@ -174,9 +176,23 @@ class ClusterRuntime:
         with self._guard:
             self._starting = None
 
+    def release(self, run_id: str) -> None:
+        """The run has ended: what it still holds of the cluster is given back, now or by its own time limit."""
+        if self._allocating is None:
+            return
+        try:
+            self._allocating.release(run_id)
+        except (TransportError, SlurmError) as error:
+            _log.warning("allocations of run %s could not be released, they will end by themselves: %s", run_id, error)
+        self.cancel_marked()
+
     def _use(self, connected: Connected) -> None:
         backend = connected.backend
         backend.transport.run(["mkdir", "-p", f"{self.spool}/batches", f"{self._settings.data_root}/runs"])
+        if backend.kind != "local":
+            backend = self._allocating = AllocatingBackend(
+                backend, self._ledger, self._clock, cluster=self.name, spool=self.spool, on_planned=self.wake
+            )
         submitter = Submitter(
             self._ledger,
             backend,

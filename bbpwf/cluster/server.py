@@ -102,6 +102,7 @@ class AgentServer:
         present = self._open.pop(run_id, None)
         if present is not None:
             present[1].stop()
+        agent.release_run(run_id)
         agent.tokens.forget(run_id)
 
 

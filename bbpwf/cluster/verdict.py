@@ -91,10 +91,10 @@ def verdict(job: Live, seen: Evidence, now: float, *, lost_after_s: float) -> Si
     if job.cancel and (record is not None or over):
         return say(JobState.CANCELLED, "queue" if accounted is None else "accounting", "cancelled")
     for told, witness in ((entry, "queue"), (accounted, "accounting")):
-        if told is not None and told.state in TOLD:
-            return say(told.state, witness, TOLD[told.state])
-    if (words := last_words(seen.log)) is not None:
-        return say(words, "log", TOLD[words])
+        if told is not None and told.state is not None and (words := told.words or TOLD.get(told.state, "")):
+            return say(told.state, witness, words)
+    if (last := last_words(seen.log)) is not None:
+        return say(last, "log", TOLD[last])
     ours = record is not None and record.record.restart >= restart
     known = next((e.state for e in (entry, accounted) if e is not None and e.state is not None), None)
     if record is not None and ours:

@@ -8,7 +8,7 @@
 # Event lines carry the same facts; they are pushed to the agent by a reader of E.
 i=${SLURM_ARRAY_TASK_ID:-${BBPWF_INDEX:-0}}
 r=${SLURM_RESTART_COUNT:-0}
-if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then id=${SLURM_ARRAY_JOB_ID}_$i; else id=${SLURM_JOB_ID:-${BBPWF_ID:-?}}; fi
+if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then id=${SLURM_ARRAY_JOB_ID}_$i; else id=${BBPWF_ID:-${SLURM_JOB_ID:-?}}; fi
 node=${SLURMD_NODENAME:-$HOSTNAME}
 now() { t=${EPOCHREALTIME:-$(date +%s.%N)}; t=${t/,/.}; }
 now; t0=$t

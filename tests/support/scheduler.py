@@ -12,7 +12,7 @@ from bbpwf.cluster.ledger import element_id
 from bbpwf.cluster.retries import NO_LIMITS, PartitionLimits
 from bbpwf.errors import ConnectionLost, SlurmBusy
 from bbpwf.states import JobState
-from bbpwf.transport.protocol import DEFAULT_CAP, Completed, FileStat
+from bbpwf.transport.protocol import DEFAULT_CAP, Completed, FileStat, Transport
 
 
 class RecordsTransport:
@@ -50,10 +50,14 @@ class RecordsTransport:
 
 
 class MemoryScheduler:
-    """Accepts everything unless told otherwise; ``jobs`` is what it really has."""
+    """Accepts everything unless told otherwise; ``jobs`` is what it really has.
 
-    def __init__(self, array_limit: int = 1000) -> None:
+    Its machine holds nothing but ``records``, unless another ``transport`` is given.
+    """
+
+    def __init__(self, array_limit: int = 1000, transport: Transport | None = None) -> None:
         self.records = RecordsTransport()
+        self._transport = transport or self.records
         self.jobs: dict[str, Submission] = {}
         self.entries: list[Entry] = []
         self.answers: list[Answer | Literal["lose before", "lose after"]] = []
@@ -70,8 +74,8 @@ class MemoryScheduler:
         return "slurm"
 
     @property
-    def transport(self) -> RecordsTransport:
-        return self.records
+    def transport(self) -> Transport:
+        return self._transport
 
     @property
     def array_limit(self) -> int:
