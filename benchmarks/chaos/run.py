@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import shutil
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from benchmarks.chaos.workload import Workload
 _QUIET_WITHIN_S = 300.0
 _FEWEST_SECONDS = 1.0
 _JOBS_IN_FLIGHT = 40
+_SUMS = ("faults", "intents", "effective", "lost", "doubled", "backwards", "orphans", "slurm_jobs")
 
 
 @dataclass
@@ -32,8 +35,24 @@ class Report:
         return not self.complaints
 
 
-def run(faults: int, seed: int, *, limit: float, slowest: float, keep: Path | None = None) -> Report:
-    """Let ``faults`` faults happen, at most for ``limit`` seconds."""
+def run(faults: int, seed: int, *, limit: float, slowest: float, sites: int = 1, keep: Path | None = None) -> Report:
+    """Let ``faults`` faults happen on ``sites`` clusters at once, at most for ``limit`` seconds."""
+    began = time.monotonic()
+    share = -(-faults // sites)
+    with ThreadPoolExecutor(sites) as pool:
+        storms = [
+            pool.submit(_one, share, f"{seed}.{i}", limit, slowest, None if keep is None else keep / str(i))
+            for i in range(sites)
+        ]
+        parts = [storm.result() for storm in storms]
+    total: dict[str, Any] = {name: sum(part.result[name] for part in parts) for name in _SUMS}
+    kinds: Counter[str] = sum((Counter(part.result["by_kind"]) for part in parts), Counter())
+    total |= {"seed": seed, "sites": sites, "wall_s": round(time.monotonic() - began, 1)}
+    return Report(total | {"by_kind": dict(sorted(kinds.items()))}, [c for part in parts for c in part.complaints])
+
+
+def _one(faults: int, seed: str, limit: float, slowest: float, keep: Path | None) -> Report:
+    """One cluster's storm."""
     began = time.monotonic()
     chance = random.Random(seed)
     with site(nodes=2, min_job_age=5, kill_wait=2, extra="MessageTimeout=5\n") as made:
@@ -54,7 +73,6 @@ def run(faults: int, seed: int, *, limit: float, slowest: float, keep: Path | No
             storm.freeze_long()
         finally:
             workload.stop()
-        storm_s = time.monotonic() - began
         _wait_quiet(made)
         verdict = judge(
             workload.intents,
@@ -76,9 +94,6 @@ def run(faults: int, seed: int, *, limit: float, slowest: float, keep: Path | No
             "doubled": len(verdict.doubled),
             "backwards": len(verdict.backwards),
             "orphans": len(verdict.orphans),
-            "seed": seed,
-            "storm_s": round(storm_s, 1),
-            "until_quiet_s": round(time.monotonic() - began - storm_s, 1),
             "slurm_jobs": len(made.cluster.jobs_started()),
             "by_kind": storm.by_kind(),
         }

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from bbpwf import faults
 from bbpwf.cluster.client import AgentClient
@@ -217,7 +218,7 @@ class Site:
 
 
 @contextmanager
-def site(**options: object) -> Iterator[Site]:
+def site(**options: Any) -> Iterator[Site]:
     """A cluster with small disks, where mounting is allowed; ended and unmounted afterwards."""
     with ExitStack() as stack:
         cluster = stack.enter_context(real_cluster(**options))

@@ -63,14 +63,14 @@ class Storm:
         self._faults = faults
         self._slowest = slowest
         self._kinds: list[tuple[int, Callable[[], None]]] = [
-            (12, self._order),
-            (2, self._cut),
+            (14, self._order),
+            (4, self._cut),
             (1, self._sshd),
             (1, self._freeze),
             (1, self._controller),
             (2, lambda: self._disk(near=True)),
             (2, lambda: self._disk(near=False)),
-            (3, self._clock),
+            (5, self._clock),
             (1, self._second_agent),
         ]
 
@@ -102,12 +102,12 @@ class Storm:
         agent = self._site.start_agent(f"{point}={turn}")
         opened = agent.wait_open(_OPEN_WITHIN_S)
         if opened:
-            for _ in range(self._chance.choice([4, 6, 8, 12, 16])):
+            for _ in range(self._chance.choice([4, 8, 12, 16, 24])):
                 if not self._site.agent.alive:
                     break
                 weights, kinds = zip(*self._kinds, strict=True)
                 self._chance.choices(kinds, weights)[0]()
-                time.sleep(self._chance.uniform(0.02, 0.3))
+                time.sleep(self._chance.uniform(0.0, 0.25))
         elif agent.alive:
             self.complaints.append(f"an agent with {point}={turn} did not open its sockets")
         agent = self._site.agent
@@ -136,7 +136,7 @@ class Storm:
 
     def _freeze(self) -> None:
         with self._site.frozen_controller():
-            time.sleep(self._chance.uniform(0.5, min(4.0, self._slowest)))
+            time.sleep(self._chance.uniform(0.5, min(3.0, self._slowest)))
         self.counts["slurmctld frozen"] += 1
 
     def freeze_long(self) -> None:
@@ -151,7 +151,7 @@ class Storm:
 
     def _disk(self, *, near: bool) -> None:
         with self._site.full_disk(near):
-            time.sleep(self._chance.uniform(0.3, 2.0))
+            time.sleep(self._chance.uniform(0.2, 1.2))
         self.counts["disk full at the ledger" if near else "disk full on the cluster"] += 1
 
     def _clock(self) -> None:

@@ -59,7 +59,7 @@ class Workload:
         self._most = most
         self._count = 0
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="workload")
+        self._thread = threading.Thread(target=self._loop, name="workload", daemon=True)
 
     @property
     def tally(self) -> Path:
