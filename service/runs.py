@@ -18,6 +18,7 @@ from bbpwf.cluster.runs import MAX_PAGE, RunStore
 from bbpwf.errors import ConnectionLost, InvalidInput, NotFound
 from bbpwf.redact import Redactor
 from service.access import Caller, caller
+from service.following import Followers
 from service.launches import Launches
 from service.pages import PageToken
 from service.views import run_view, task_view
@@ -37,6 +38,7 @@ _RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})\Z")
 def router(store: RunStore, launches: Launches, control: AgentControl, redactor: Redactor, folders: Path) -> APIRouter:
     """The routes. ``folders`` is where runs have theirs on this machine."""
     routes = APIRouter(tags=["runs"])
+    followers = Followers(redactor)
 
     @routes.get("/runs/{run_id}")
     def show(run_id: str) -> dict[str, Any]:
@@ -93,13 +95,25 @@ def router(store: RunStore, launches: Launches, control: AgentControl, redactor:
         run_id: str,
         task_id: str,
         offset: Annotated[int | None, Query(ge=0, le=MAX_OFFSET)] = None,
+        follow: bool = False,
         range_header: Annotated[str, Header(alias="Range")] = "",
     ) -> Response:
-        """A job's log, also while it runs: at most 1 MiB from ``offset``; ``X-Next-Offset`` is where to go on."""
+        """A job's log, also while it runs: at most 1 MiB from ``offset``; ``X-Next-Offset`` is where to go on.
+
+        With ``follow``, all of it from there on, as it grows, until the job ends.
+        """
         task = store.task(run_id, task_id)
         if not task.job_key:
             raise NotFound(f"task {task_id!r} has no job of its own, and so no log")
         start, limit = _window(offset, range_header)
+        if follow:
+            stream = followers.follow(
+                lambda: store.job(run_id, task.job_key),
+                lambda at: _asked(lambda: control.read_log(run_id, task.job_key, at, LOG_PIECE)),
+                start,
+            )
+            headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+            return StreamingResponse(stream, media_type="text/plain; charset=utf-8", headers=headers)
         try:
             piece = _asked(lambda: control.read_log(run_id, task.job_key, start, limit))
         except NotFound:

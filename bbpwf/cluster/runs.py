@@ -304,6 +304,14 @@ class RunStore:
             raise Conflict(f"task {task_id!r} has no jobs")
         return keys
 
+    def job(self, run_id: str, key: str) -> JobView:
+        """One job of the run, by its key. Raises NotFound."""
+        with self._db.engine.connect().execution_options(reading=True) as db:
+            row = db.execute(sa.select(jobs).where(jobs.c.key == key, jobs.c.run_id == run_id)).first()
+        if row is None:
+            raise NotFound(f"run {run_id} has no job {key!r}")
+        return job_view(row)
+
     def jobs(self, run_id: str) -> list[JobView]:
         """Every job of the run, in the order they were asked for."""
         with self._db.engine.connect().execution_options(reading=True) as db:

@@ -135,3 +135,18 @@ def test_the_throttle_of_a_running_array_can_be_lifted(service: Service) -> None
     assert state(service, run_id, "e0") == "RUNNING"
     service.ask("POST", f"/ga4gh/wes/v1/runs/{run_id}/cancel")
     service.ended(run_id)
+
+
+def test_a_log_is_followed_while_it_grows_and_to_its_end(service: Service) -> None:
+    run_id = service.launch(who="kim", seconds=4)
+    wait_until("its job runs", lambda: state(service, run_id, "Hello") == "RUNNING")
+    task = tasks(service, run_id)["Hello"]["id"]
+    url = f"/runs/{run_id}/tasks/{task}/logs?follow=1"
+    with service.ask("GET", url, stream=True) as answer:
+        first = next(answer.iter_lines())
+        assert (answer.status_code, first) == (200, b"hello kim")
+        assert state(service, run_id, "Hello") == "RUNNING", "told before the job ended"
+        assert list(answer.iter_lines()) == []
+    assert service.ended(run_id)["state"] == "COMPLETE"
+    assert service.ask("GET", f"{url}&offset=6").text == "kim\n"
+    assert service.ask("GET", url, headers={"Range": "bytes=6-"}).text == "kim\n"
