@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from bbpwf.workflow.arrays import Element as Element
     from bbpwf.workflow.context import RunContext as RunContext
     from bbpwf.workflow.context import current as current
+    from bbpwf.workflow.hetjobs import Component as Component
+    from bbpwf.workflow.hetjobs import HetJobTask as HetJobTask
+    from bbpwf.workflow.parameters import AllocationParameters as AllocationParameters
     from bbpwf.workflow.parameters import EnvironmentParameters as EnvironmentParameters
     from bbpwf.workflow.parameters import ResourceParameters as ResourceParameters
     from bbpwf.workflow.targets import NexusTarget as NexusTarget
@@ -30,7 +33,10 @@ _HOMES = {
     "Element": "arrays",
     "RunContext": "context",
     "current": "context",
+    "AllocationParameters": "parameters",
+    "Component": "hetjobs",
     "EnvironmentParameters": "parameters",
+    "HetJobTask": "hetjobs",
     "ResourceParameters": "parameters",
     "NexusTarget": "targets",
     "RemoteTarget": "targets",

@@ -16,7 +16,7 @@ import luigi
 from luigi.parameter import Parameter
 from pydantic import ValidationError
 
-from bbpwf.cluster.jobs import Resources
+from bbpwf.cluster.jobs import Allocation, Resources
 from bbpwf.errors import InvalidInput, InvalidParameter
 from bbpwf.shell import exports
 
@@ -111,33 +111,48 @@ class ResourceParameters:
             InvalidParameter: names the task and the parameter.
         """
         family = type(self).__name__
-        values: dict[str, Any] = {name: getattr(self, name) for name in _AS_THEY_ARE}
-        values["time_limit"] = _converted(family, "time", self.time, parse_duration)
-        values["memory_mb"] = _converted(family, "mem", self.mem, parse_memory)
-        values["memory_per_cpu_mb"] = _converted(family, "mem_per_cpu", self.mem_per_cpu, parse_memory)
-        values["options"] = tuple(
-            (str(name).removeprefix("--"), "" if value in ("", True, None) else str(value))
-            for name, value in self.sbatch_options.items()
-        )
         for name, most in (("infrastructure_retries", 10), ("retries", 10), ("escalations", 10)):
             if not 0 <= getattr(self, name) <= most:
                 raise InvalidParameter(
                     f"{family}: {name} must be between 0 and {most}, not {getattr(self, name)}", where=family
                 )
-        try:
-            return Resources(**values)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            name = _PARAMETER_OF.get(str(first["loc"][0]), str(first["loc"][0]))
-            raise InvalidParameter(
-                f"{family}: {name}={getattr(self, name)!r} is not valid: {first['msg']}", where=family
-            ) from None
+        return resources_of(family, {name: getattr(self, name) for name in RESOURCE_NAMES})
+
+
+def resources_of(family: str, given: Mapping[str, Any]) -> Resources:
+    """Resources from values as parameters hold them, by the parameters' names; what is not given is up to the cluster.
+
+    Raises:
+        InvalidParameter: names ``family`` and the parameter.
+    """
+    for name in given:
+        if name not in RESOURCE_NAMES:
+            known = ", ".join(RESOURCE_NAMES)
+            raise InvalidParameter(f"{family}: {name} is not a resource", where=family, hint=f"There are: {known}.")
+    values: dict[str, Any] = {name: given[name] for name in _AS_THEY_ARE if name in given}
+    values["time_limit"] = _converted(family, "time", given.get("time"), parse_duration)
+    values["memory_mb"] = _converted(family, "mem", given.get("mem"), parse_memory)
+    values["memory_per_cpu_mb"] = _converted(family, "mem_per_cpu", given.get("mem_per_cpu"), parse_memory)
+    values["options"] = tuple(
+        (str(name).removeprefix("--"), "" if value in ("", True, None) else str(value))
+        for name, value in given.get("sbatch_options", {}).items()
+    )
+    try:
+        return Resources(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = _PARAMETER_OF.get(str(first["loc"][0]), str(first["loc"][0]))
+        raise InvalidParameter(
+            f"{family}: {name}={given.get(name)!r} is not valid: {first['msg']}", where=family
+        ) from None
 
 
 _AS_THEY_ARE = (
     *("partition", "account", "qos", "constraint", "dependency"),
     *("nodes", "ntasks", "ntasks_per_node", "cpus_per_task", "gpus", "exclusive"),
 )
+RESOURCE_NAMES = (*_AS_THEY_ARE, "time", "mem", "mem_per_cpu", "sbatch_options")
+"""The parameters that together are a job's resources."""
 _PARAMETER_OF = {
     "time_limit": "time",
     "memory_mb": "mem",
@@ -193,9 +208,69 @@ class EnvironmentParameters:
         return tuple(listed.replace(",", " ").split()) if isinstance(listed, str) else tuple(listed)
 
 
+class AllocationParameters:
+    """Mixin: nodes that several tasks of a run share, one after the other or side by side."""
+
+    allocation = _text("Name of an allocation to run in, which tasks of the run share; nodes of its own if empty.")
+    allocation_resources: luigi.DictParameter[Any] = luigi.DictParameter(
+        default={},
+        significant=False,
+        positional=False,
+        description='What the allocation itself asks for, e.g. {"nodes": 2, "time": "2:00:00"}, equal for all of its '
+        "tasks; what the task asks for if empty.",
+    )
+    allocation_steps = luigi.IntParameter(
+        default=64, significant=False, positional=False, description="Most steps of the allocation at once."
+    )
+    allocation_idle = luigi.FloatParameter(
+        default=30.0,
+        significant=False,
+        positional=False,
+        description="Seconds without a step after which the allocation is given back.",
+    )
+
+    def job_allocation(self, own: Resources) -> tuple[Resources, Allocation | None]:
+        """What the task's job asks for, and the allocation that it asks it of, if any.
+
+        Args:
+            own: what the task would ask for by itself.
+
+        Raises:
+            InvalidParameter: names the task and the parameter.
+        """
+        if not self.allocation:
+            return own, None
+        family = type(self).__name__
+        step = Resources(**{name: getattr(own, name) for name in _OF_STEPS})
+        if self.allocation_resources:
+            whole = resources_of(family, self.allocation_resources)
+            update = {name: getattr(own, name) for name in _OF_PLACES if not getattr(whole, name)}
+            whole = whole.model_copy(update=update)
+        else:
+            whole, step = own, step.model_copy(update={"time_limit": None})
+        try:
+            allocation = Allocation(
+                name=self.allocation, resources=whole, max_steps=self.allocation_steps, idle_s=self.allocation_idle
+            )
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            name = {"name": "allocation", "max_steps": "allocation_steps"}.get(str(first["loc"][0]), "allocation_idle")
+            raise InvalidParameter(f"{family}: {name}: {first['msg']}", where=family) from None
+        return step, allocation
+
+
+_OF_STEPS = (
+    *("nodes", "ntasks", "ntasks_per_node", "cpus_per_task", "memory_mb", "memory_per_cpu_mb", "gpus", "time_limit"),
+)
+"""What a step can ask of its allocation."""
+_OF_PLACES = ("partition", "account", "qos", "constraint", "dependency", "exclusive", "options")
+"""What an allocation takes from its tasks unless it says otherwise."""
+
+
 GROUPS = {
     **{name: "resources" for name, value in vars(ResourceParameters).items() if isinstance(value, Parameter)},
     **{name: "environment" for name, value in vars(EnvironmentParameters).items() if isinstance(value, Parameter)},
+    **{name: "resources" for name, value in vars(AllocationParameters).items() if isinstance(value, Parameter)},
     "throttle": "resources",
 }
 """Which group a parameter belongs to, for whoever draws a form."""

@@ -15,11 +15,11 @@ import luigi
 from luigi.task import flatten
 from pydantic import ValidationError
 
-from bbpwf.cluster.jobs import JobSpec, job_key
+from bbpwf.cluster.jobs import JobSpec, Resources, job_key
 from bbpwf.errors import Conflict, InvalidParameter
 from bbpwf.shell import exports, quote
 from bbpwf.workflow.context import RunContext, active, current
-from bbpwf.workflow.parameters import EnvironmentParameters, ResourceParameters
+from bbpwf.workflow.parameters import AllocationParameters, EnvironmentParameters, ResourceParameters
 from bbpwf.workflow.targets import absent
 
 Command = str | Sequence[str]
@@ -40,7 +40,7 @@ class Plan:
     total: int
 
 
-class JobTask(ResourceParameters, EnvironmentParameters, luigi.Task):
+class JobTask(ResourceParameters, AllocationParameters, EnvironmentParameters, luigi.Task):
     """What all tasks that run as jobs share. Subclass :class:`SbatchTask` and its kind instead."""
 
     launchable: ClassVar[bool] = False
@@ -50,7 +50,7 @@ class JobTask(ResourceParameters, EnvironmentParameters, luigi.Task):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]  # luigi.Task's is untyped
-        self.job_resources()  # a value that makes no sense is refused while the graph is built, not hours later
+        self.job_allocation(self.job_resources())  # a value that makes no sense is refused while the graph is built
         self.job_environment()
 
     @classmethod
@@ -68,6 +68,18 @@ class JobTask(ResourceParameters, EnvironmentParameters, luigi.Task):
             known = context.defaults[cls]
             kwargs = {n: v for n, v in known.items() if n not in positional and n not in kwargs} | kwargs
         return super().get_param_values(params, args, kwargs)  # type: ignore[no-untyped-call]  # Luigi is untyped
+
+    def to_str_params(self, only_significant: bool = False, only_public: bool = False) -> dict[str, str]:
+        """Luigi's own; what is shown to people (``only_public``) leaves out resources and the like that nobody set."""
+        found: dict[str, str] = super().to_str_params(only_significant, only_public)  # type: ignore[no-untyped-call]  # Luigi is untyped
+        if not only_public:
+            return found
+        parameters = {name: p for name, p in self.get_params() if not p.significant}  # type: ignore[no-untyped-call]  # Luigi is untyped
+        return {
+            name: text
+            for name, text in found.items()
+            if name not in parameters or getattr(self, name) != parameters[name].normalize(parameters[name]._default)
+        }
 
     @abstractmethod
     def plan(self, context: RunContext) -> Plan:
@@ -88,17 +100,23 @@ class JobTask(ResourceParameters, EnvironmentParameters, luigi.Task):
         """The explanation that Luigi shows: words, not a traceback."""
         return str(exception)
 
-    def spec(self, context: RunContext, command: Command, *, index: int | None, label: str, **more: Any) -> JobSpec:
-        """One job of this task.
+    def spec(
+        self,
+        context: RunContext,
+        command: Command,
+        *,
+        index: int | None,
+        label: str,
+        asked: Resources | None = None,
+        **more: Any,
+    ) -> JobSpec:
+        """One job of this task; ``asked`` stands for the task's own resources.
 
         Raises:
             InvalidParameter: names the task and what is wrong.
         """
         family = self.task_family
-        prologue = f'export PATH={quote([f"{self.software}/bin"])}:"$PATH"\n' if self.software else ""
-        resources = self.job_resources()
-        if not resources.partition and self.cluster == "default" and context.request.cluster.partition:
-            resources = resources.model_copy(update={"partition": context.request.cluster.partition})
+        resources, allocation = self.job_allocation(self.job_placement(context, asked or self.job_resources()))
         env = exports(dict(more.pop("env", {})))
         try:
             return JobSpec(
@@ -109,13 +127,14 @@ class JobTask(ResourceParameters, EnvironmentParameters, luigi.Task):
                 label=label,
                 name=self.job_name or family,
                 cluster=self.cluster,
-                script=script_text(command, prologue=prologue + env),
+                script=self.job_script(command, env),
                 workdir=self.workdir,
                 env=self.job_environment(),
                 modules=self.job_modules(),
                 container=self.container,
                 launcher=self.launcher,
                 resources=resources,
+                allocation=allocation,
                 infrastructure_retries=self.infrastructure_retries,
                 retries=self.retries,
                 escalations=self.escalations,
@@ -125,6 +144,17 @@ class JobTask(ResourceParameters, EnvironmentParameters, luigi.Task):
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"]))
             raise InvalidParameter(f"{family}: {where}: {first['msg']}", where=family) from None
+
+    def job_script(self, command: Command, prologue: str = "") -> str:
+        """The bash script for a command of this task, in its own software environment."""
+        software = f'export PATH={quote([f"{self.software}/bin"])}:"$PATH"\n' if self.software else ""
+        return script_text(command, prologue=software + prologue)
+
+    def job_placement(self, context: RunContext, resources: Resources) -> Resources:
+        """``resources`` in the instance's own partition unless they name one."""
+        if resources.partition or self.cluster != "default" or not context.request.cluster.partition:
+            return resources
+        return resources.model_copy(update={"partition": context.request.cluster.partition})
 
 
 def _defaults(params: Any, family: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from luigi.parameter import Parameter
 
-from bbpwf.workflow import EnvironmentParameters, ResourceParameters
+from bbpwf.workflow import AllocationParameters, EnvironmentParameters, ResourceParameters
 from tests.unit.workflow.conftest import Bench
 
 GUIDE = Path(__file__).parents[3] / "docs" / "tasks.md"
@@ -20,7 +20,7 @@ def _examples() -> dict[str, str]:
 
 def test_the_examples_run(bench: Bench) -> None:
     examples = _examples()
-    assert set(examples) == {"hello.py", "sweep.py", "sweep.cfg"}
+    assert set(examples) == {"hello.py", "sweep.py", "sweep.cfg", "coupled.py"}
     for name, text in examples.items():
         bench.module(name.removesuffix(".py"), text) if name.endswith(".py") else None
     (bench.attachments / "sweep.cfg").write_text(examples["sweep.cfg"])
@@ -37,7 +37,7 @@ def test_the_examples_run(bench: Bench) -> None:
 
 def test_every_parameter_of_jobs_is_in_the_guide() -> None:
     text = GUIDE.read_text()
-    for mixin in (ResourceParameters, EnvironmentParameters):
+    for mixin in (ResourceParameters, AllocationParameters, EnvironmentParameters):
         for name, value in vars(mixin).items():
             if isinstance(value, Parameter):
                 assert f"`{name}`" in text, name
