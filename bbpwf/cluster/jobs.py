@@ -198,6 +198,7 @@ class ClusterInfo(_Frozen):
     software: str = ""
     lustre: bool = False
     tier: str = ""
+    calls: dict[str, int] = Field({}, description="Commands of its scheduler since the agent started, by kind.")
 
 
 class TaskReport(_Frozen):

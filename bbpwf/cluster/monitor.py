@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from bbpwf import faults
 from bbpwf.clock import Clock
 from bbpwf.cluster.backend import Backend, Entry
+from bbpwf.cluster.budget import Budget
 from bbpwf.cluster.causes import requeue_reason, suspicious, waiting_reason
 from bbpwf.cluster.changes import Sighting
 from bbpwf.cluster.inquest import Place, exit_records, place, slurm_in_logs
@@ -46,6 +47,7 @@ class Monitor:
         poll_s: float,
         lost_after_s: float,
         on_change: Callable[[], None] = lambda: None,
+        budget: Budget | None = None,
     ) -> None:
         self._ledger = ledger
         self._backend = backend
@@ -55,6 +57,7 @@ class Monitor:
         self._poll_s = poll_s
         self._lost_after_s = lost_after_s
         self._on_change = on_change
+        self._budget = budget or Budget(clock)
         self._stopping = threading.Event()
         self._poll_now = threading.Event()
         self._suspects: dict[tuple[str, int], tuple[Ended, float]] = {}
@@ -161,7 +164,8 @@ class Monitor:
                     return
                 failures += 1
                 _log.warning("the queue could not be asked (%d times in a row): %s", failures, error)
-            self._stopping.wait(min(1.0, self._poll_s))  # never more than one query a second
+            # never more than one query a second, and fewer when they take long
+            self._stopping.wait(max(min(1.0, self._poll_s), self._budget.rest()))
 
     def _interval(self, failures: int) -> float:
         if self._suspects and not failures:
@@ -201,7 +205,8 @@ class Monitor:
 
     def _queue(self) -> list[Entry]:
         self.queries += 1
-        entries = self._backend.queue()
+        with self._budget.spend("queue"):
+            entries = self._backend.queue()
         for entry in entries:
             if entry.state is None and entry.raw not in self._unknown_states:
                 self._unknown_states.add(entry.raw)
@@ -267,7 +272,8 @@ class Monitor:
         if not ids:
             return {}, True
         try:
-            return self._backend.accounted(ids[:MOST_ACCOUNTED]), len(ids) <= MOST_ACCOUNTED
+            with self._budget.spend("accounting"):
+                return self._backend.accounted(ids[:MOST_ACCOUNTED]), len(ids) <= MOST_ACCOUNTED
         except SlurmError as error:
             _log.warning("accounting could not be asked: %s", error)
             return {}, False
@@ -288,7 +294,8 @@ class Monitor:
                 ids.add(shown.scheduler_id)
         if ids:
             faults.point("cancel.before")
-            self._backend.cancel(sorted(ids))
+            with self._budget.spend("cancel"):
+                self._backend.cancel(sorted(ids))
             faults.point("cancel.after")
         self._poll_now.set()
 

@@ -16,6 +16,7 @@ from typing import Protocol
 from bbpwf.clock import Clock
 from bbpwf.cluster.allocations import AllocatingBackend
 from bbpwf.cluster.backend import Backend
+from bbpwf.cluster.budget import Budget
 from bbpwf.cluster.jobs import ClusterInfo
 from bbpwf.cluster.ledger import Ledger
 from bbpwf.cluster.monitor import Monitor
@@ -79,6 +80,7 @@ class ClusterRuntime:
         self._monitor: Monitor | None = None
         self._allocating: AllocatingBackend | None = None
         self._threads: list[threading.Thread] = []
+        self._budget = Budget(clock)
 
     def info(self) -> ClusterInfo:
         """State and folders."""
@@ -94,6 +96,7 @@ class ClusterRuntime:
                 software=self._settings.software,
                 lustre=connected.lustre if connected else bool(self._settings.lustre),
                 tier=connected.tier if connected else "",
+                calls=self._budget.calls(),
             )
 
     def ensure(self) -> ClusterInfo:
@@ -202,6 +205,7 @@ class ClusterRuntime:
             data_root=self._settings.data_root,
             software=self._settings.software,
             unclear_s=self._settings.unclear_s,
+            budget=self._budget,
         )
         monitor = Monitor(
             self._ledger,
@@ -212,6 +216,7 @@ class ClusterRuntime:
             poll_s=self._settings.poll_s,
             lost_after_s=self._settings.lost_after_s,
             on_change=submitter.wake,
+            budget=self._budget,
         )
         self._ledger.know_limits(self.name, backend.limits)
         submitter.readopt()

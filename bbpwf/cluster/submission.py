@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from bbpwf import faults
 from bbpwf.clock import Clock
-from bbpwf.cluster.backend import Accepted, Answer, Backend, PutOff, Refused, Submission, Unclear
+from bbpwf.cluster.backend import Accepted, Answer, Backend, Entry, PutOff, Refused, Submission, Unclear
+from bbpwf.cluster.budget import Budget
 from bbpwf.cluster.ledger import Batch, Ledger, Planned
 from bbpwf.cluster.spool import Folder, script_text
 from bbpwf.errors import BbpwfError
@@ -61,6 +62,7 @@ class Submitter:
         data_root: str,
         software: str,
         unclear_s: float = AMBIGUITY_S,
+        budget: Budget | None = None,
     ) -> None:
         self._ledger = ledger
         self._backend = backend
@@ -75,6 +77,8 @@ class Submitter:
         self._not_before: dict[str, float] = {}
         self._unclear_since: dict[str, float] = {}
         self._patience: dict[str, float] = {}
+        self._budget = budget or Budget(clock)
+        self._shown: list[Entry] | None = None
 
     def wake(self) -> None:
         """There may be something to send."""
@@ -124,8 +128,10 @@ class Submitter:
         commands = {s.batch_id: self._backend.command(s) for s in submissions}
         self._ledger.mark_sent([b.batch_id for b in batches], commands)
         faults.point("submit.before")
-        answers = self._backend.submit(submissions)
+        with self._budget.spend("submit", len(submissions)):
+            answers = self._backend.submit(submissions)
         faults.point("submit.after")
+        self._shown = None
         for batch in batches:
             self._settle(batch, answers.get(batch.batch_id, Unclear("no answer")))
 
@@ -184,9 +190,7 @@ class Submitter:
         since = self._unclear_since.setdefault(batch_id, now)
         _log.warning("no clear answer for submission %s, looking it up: %s", batch_id, answer.reason)
         known = self._ledger.seen_as(batch_id)  # a job that began is proof, though the queue may have forgotten it
-        for scheduler_id in (
-            [known] if known else [e.scheduler_id for e in self._backend.queue() if e.batch_id == batch_id]
-        ):
+        for scheduler_id in [known] if known else [e.scheduler_id for e in self._queue() if e.batch_id == batch_id]:
             self._forget(batch_id)
             self._ledger.accept(batch_id, scheduler_id.partition("_")[0])
             return
@@ -196,6 +200,13 @@ class Submitter:
             return
         self._delay(batch_id)
         self._ledger.explain_wait(batch_id, f"finding out whether it was submitted: {answer.reason}")
+
+    def _queue(self) -> list[Entry]:
+        """The queue as it was at some time after the submissions that are being settled: one query for all of them."""
+        if self._shown is None:
+            with self._budget.spend("queue"):
+                self._shown = self._backend.queue()
+        return self._shown
 
     def _delay(self, batch_id: str) -> None:
         patience = min(30.0, self._patience.get(batch_id, 0.5) * 2)
