@@ -112,6 +112,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128
+    """Callers that may arrive at one instant; the next one would be refused (EAGAIN), and five is soon too few."""
 
     def __init__(
         self, path: Path, methods: Mapping[str, Method], redactor: Redactor, *, uid: int | None = None

@@ -16,6 +16,7 @@ import fcntl
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class AgentServer:
         self._redactor = redactor
         self._head_uid = head_uid
         self._open: dict[str, tuple[int, Server]] = {}
+        self._opening = threading.Lock()
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = lock_state(state)
         faults.point("server.lock")
@@ -85,21 +87,23 @@ class AgentServer:
             raise InvalidInput(f"{run_id[:80]!r} is not a run id")
         if token:
             agent.tokens.put(run_id, SecretStr(token))
-        path = self._state / "runs" / run_id / "agent.sock"
-        present = self._open.get(run_id)
-        if present is not None:
-            if present[0] == incarnation and path.exists():
-                return str(path)
-            present[1].stop()
-        bound = agent.for_run(run_id, incarnation)
-        server = Server(path, run_methods(bound), self._redactor, uid=self._head_uid)
-        server.start()
-        self._open[run_id] = (incarnation, server)
-        faults.point("server.open")
-        return str(path)
+        with self._opening:  # two may ask for the same run at once
+            path = self._state / "runs" / run_id / "agent.sock"
+            present = self._open.get(run_id)
+            if present is not None:
+                if present[0] == incarnation and path.exists():
+                    return str(path)
+                present[1].stop()
+            bound = agent.for_run(run_id, incarnation)
+            server = Server(path, run_methods(bound), self._redactor, uid=self._head_uid)
+            server.start()
+            self._open[run_id] = (incarnation, server)
+            faults.point("server.open")
+            return str(path)
 
     def _close_run(self, agent: Agent, run_id: str) -> None:
-        present = self._open.pop(run_id, None)
+        with self._opening:
+            present = self._open.pop(run_id, None)
         if present is not None:
             present[1].stop()
         agent.release_run(run_id)

@@ -5,6 +5,7 @@ With :mod:`bbpwf.transport.hostkeys` the only importer of paramiko.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import socket
@@ -229,7 +230,8 @@ class Channel:
 
     def close(self) -> None:
         """Hang up; whoever waits in :meth:`receive` gets the end."""
-        self._channel.close()
+        with contextlib.suppress(paramiko.SSHException, OSError, EOFError):  # the connection may be gone already
+            self._channel.close()
 
 
 def _family(algorithm: str) -> str:
