@@ -3,7 +3,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup software demo lint types imports test unit integration chaos clean
+# one thing after the other, whatever -j says: two cores are soon full
+.NOTPARALLEL:
+.PHONY: help setup software demo lint test unit integration chaos clean
 
 BIN := .venv/bin
 # options for the demo, e.g. `make demo DEMO='--fail-point 3'`; see `bbpwf sandbox demo --help`

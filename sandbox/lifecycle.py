@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -241,15 +242,18 @@ def _cancel_jobs(state: SandboxState) -> None:
     slurm.end_jobs(within=8.0)
 
 
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Ignore Ctrl-C while cleaning up: half a clean-up is what it would leave. Only the main thread can."""
-    try:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:
+    """Ignore Ctrl-C and the like while cleaning up: half a clean-up is what it would leave."""
+    if threading.current_thread() is not threading.main_thread():  # others cannot, and are not interrupted
         yield
         return
+    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in _INTERRUPTS]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before:
+            signal.signal(number, handler)
