@@ -174,11 +174,12 @@ class AllocatingBackend:
                 return key if spec.resources == allocation.resources else None
             generation += 1
         folder = f"{self._spool}/allocations/{key}"
+        title = f"{task_id} {generation + 1}" if generation else task_id
         spec = JobSpec(
             key=key,
             run_id=run_id,
-            task_id=task_id,
-            label=task_id,
+            task_id=title,
+            label=title,
             name=task_id,
             cluster=self._cluster,
             script=allocation_script(folder, self._spool, allocation),
@@ -308,6 +309,9 @@ class AllocatingBackend:
             keys = [key for key, of in self._runs.items() if of == run_id]
         for key in keys:
             self._release(key)
+        with self._guard:
+            self._runs = {key: of for key, of in self._runs.items() if of != run_id}
+            self._homes = {batch_id: key for batch_id, key in self._homes.items() if key not in keys}
 
     def _release(self, key: str) -> None:
         view, _ = self._ledger.job(key)
