@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -12,11 +13,14 @@ from bbpwf import faults, log
 from bbpwf.cli.wiring import build_agent
 from bbpwf.clock import Clock, SystemClock
 from bbpwf.cluster.server import AgentServer
-from bbpwf.errors import Conflict
+from bbpwf.errors import Conflict, LedgerError
 from bbpwf.redact import Redactor
 from bbpwf.settings import Settings
 
 _log = logging.getLogger(__name__)
+
+CLAIM_CHECK_S = 5.0
+"""How soon an agent with nothing to write notices that another one has taken over."""
 
 
 def serve(settings: Settings, *, until_stdin_closes: bool, clock: Clock | None = None) -> None:
@@ -45,7 +49,9 @@ def serve(settings: Settings, *, until_stdin_closes: bool, clock: Clock | None =
     server.start(agent)
     agent.start()
     _log.info("the agent serves %s", settings.state)
-    ended.wait()
+    while not ended.wait(CLAIM_CHECK_S):
+        with contextlib.suppress(LedgerError):  # a database in trouble says nothing about who may use it
+            agent.ledger.check_claim()
     server.stop()
     agent.stop()
     if agent.ledger.fenced:

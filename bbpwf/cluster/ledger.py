@@ -133,6 +133,13 @@ class Ledger:
             faults.point(f"ledger.{what}.after")
             self._changed.notify_all()
 
+    def check_claim(self) -> None:
+        """See whether another agent has claimed the ledger meanwhile, without writing anything. Raises LedgerError."""
+        with self._reading() as db:
+            if _fact(db, "epoch") != str(self._epoch):
+                self.fenced = True
+                self.when_fenced()
+
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
         with self._db.reading() as db:

@@ -87,6 +87,19 @@ def test_the_loops_outlive_a_database_that_refuses(database: Database) -> None:
         reached(ledger, JobState.RUNNING)
 
 
+def test_an_agent_with_nothing_to_write_can_see_that_it_was_fenced_off(database: Database) -> None:
+    first, second = Ledger(database, SystemClock()), Ledger(database, SystemClock())
+    told = threading.Event()
+    first.when_fenced = told.set
+    first.claim()
+    first.check_claim()
+    assert not told.is_set()
+    second.claim()
+    first.check_claim()
+    assert told.is_set()
+    assert first.fenced
+
+
 def test_an_agent_that_was_fenced_off_is_told_and_its_loops_end(database: Database) -> None:
     clock, scheduler = SystemClock(), MemoryScheduler()
     first, second = Ledger(database, clock), Ledger(database, clock)
