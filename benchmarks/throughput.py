@@ -50,7 +50,7 @@ def chain(site: Site) -> Iterator[Figure]:
     raw = _last(ends, CHAIN, 300) - began
     yield Figure("chain of 20: raw afterok chain", raw, "s")
     site.wait_empty()
-    ours = site.file("chain")
+    ours = site.file("chain-ends")
     ran = site.bbpwf("run", "benchmarks.graphs", "Link", "--number", str(CHAIN - 1), "--ends", str(ours), state="chain")
     times = _times(ours)
     total = max(times) - ran.began
@@ -60,6 +60,14 @@ def chain(site: Site) -> Iterator[Figure]:
     yield Figure(
         "chain of 20: from a job's end to the next sbatch accepted, median", statistics.median(gaps) * 1000, "ms", 100
     )
+    site.wait_empty()
+    steps, config = site.file("steps-ends"), site.file("steps.cfg")
+    config.write_text("[DEFAULT]\nallocation = chain\n")
+    asked = ("--number", str(CHAIN - 1), "--ends", str(steps), "--config", str(config))
+    ran = site.bbpwf("run", "benchmarks.graphs", "Link", *asked, state="steps")
+    total = max(_times(steps)) - ran.began
+    yield Figure("chain of 20 in one allocation: launch to the last step's end", total, "s")
+    yield Figure("chain of 20 in one allocation: against the raw chain", total / raw, "x", 0.65)
 
 
 def _raw_array(site: Site, ends: Path, count: int) -> float:
