@@ -54,7 +54,7 @@ def effective_cluster(settings: Settings) -> ClusterSettings:
     """The cluster's settings with what follows from others filled in: a local cluster keeps its data in the state."""
     cluster = settings.cluster
     update: dict[str, object] = {}
-    if cluster.kind == "local" and "data_root" not in cluster.model_fields_set:
+    if cluster.kind == "local" and cluster.data_root == ClusterSettings.model_fields["data_root"].default:
         update["data_root"] = str(settings.state / "data")
     if cluster.kind == "provisioned" and not cluster.partition:
         update["partition"] = settings.provisioner.tier  # the provisioner keeps one queue, named after the tier

@@ -172,6 +172,13 @@ class BoundAgent:
         """Jobs that changed after ``since``."""
         return self._agent.ledger.observe(self._run_id, since, min(max(wait, 0.0), MAX_WAIT_S))
 
+    def job(self, key: str) -> JobView:
+        """What is known of one job."""
+        view, _ = self._agent.ledger.job(key)
+        if view.run_id != self._run_id:
+            raise NotFound(f"run {self._run_id} has no job {key!r}")
+        return view
+
     def cancel(self, keys: Sequence[str] | None = None) -> None:
         """Cancel jobs."""
         self._agent.cancel_run(self._run_id, keys)

@@ -38,7 +38,14 @@ class RunAgent(Protocol):
         ...
 
     def observe(self, since: int = 0, *, wait: float = 0.0) -> Observation:
-        """The run's jobs that changed after version ``since``; waits up to ``wait`` seconds (≤ 30) for one."""
+        """The run's jobs that changed after version ``since``; waits up to ``wait`` seconds (≤ 30) for one.
+
+        Tells of at most 5,000 jobs; ask again from the version it answers for the rest.
+        """
+        ...
+
+    def job(self, key: str) -> JobView:
+        """What is known of one job of the run now. Raises NotFound."""
         ...
 
     def cancel(self, keys: Sequence[str] | None = None) -> None:

@@ -33,6 +33,10 @@ class AgentClient:
         answer = self._connection.call("observe", patience=wait + 30.0, since=since, wait=wait)
         return Observation.model_validate(answer)
 
+    def job(self, key: str) -> JobView:
+        """What is known of one job."""
+        return JobView.model_validate(self._connection.call("job", key=key))
+
     def cancel(self, keys: Sequence[str] | None = None) -> None:
         """Cancel jobs."""
         self._connection.call("cancel", keys=None if keys is None else list(keys))

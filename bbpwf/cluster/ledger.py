@@ -40,6 +40,9 @@ _COMMAND = batches.update().where(batches.c.batch_id == sa.bindparam("of")).valu
 _SPEC = jobs.update().where(jobs.c.key == sa.bindparam("of")).values(spec=sa.bindparam("new_spec"))
 _PAUSED = sa.select(runs.c.run_id).where(runs.c.state == RunState.PAUSED.value)
 """Runs for which nothing new may be submitted."""
+_VIEWED = sa.select(*(column for column in jobs.c if column.name not in {"spec", "fingerprint"}))
+OBSERVED = 5000
+"""Most jobs that one observation tells of; the next tells the rest."""
 LIVE = tuple(s.value for s in JobState if not s.terminal)
 
 
@@ -82,6 +85,7 @@ class Live:
     scheduler_id: str
     seen_at: float
     cancel: bool
+    reason: str = ""
 
 
 class Ledger:
@@ -439,7 +443,17 @@ class Ledger:
             sa.select(
                 *(
                     jobs.c[n]
-                    for n in ("key", "run_id", "state", "attempt", "batch_id", "scheduler_id", "seen_at", "cancel")
+                    for n in (
+                        "key",
+                        "run_id",
+                        "state",
+                        "attempt",
+                        "batch_id",
+                        "scheduler_id",
+                        "seen_at",
+                        "cancel",
+                        "reason",
+                    )
                 ),
                 batch_jobs.c.position,
                 batch_jobs.c.attempt.label("base"),
@@ -467,6 +481,7 @@ class Ledger:
                     row.scheduler_id,
                     row.seen_at,
                     row.cancel,
+                    row.reason,
                 )
                 for row in db.execute(query)
             ]
@@ -521,9 +536,9 @@ class Ledger:
         return job_view(row), JobSpec.model_validate(row.spec)
 
     def observe(self, run_id: str, since: int, wait: float) -> Observation:
-        """The run's jobs that changed after ``since``; waits up to ``wait`` seconds for one."""
+        """The run's jobs that changed after ``since``, at most 5,000; waits up to ``wait`` seconds for one."""
         deadline = self._clock.monotonic() + wait
-        query = sa.select(jobs).where(jobs.c.run_id == run_id).order_by(jobs.c.version)
+        query = _VIEWED.where(jobs.c.run_id == run_id).order_by(jobs.c.version).limit(OBSERVED)
         while True:
             with self._changed:
                 version = self._version

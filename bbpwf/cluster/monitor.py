@@ -193,7 +193,9 @@ class Monitor:
             elif job.state is JobState.RUNNING and entry.state is JobState.QUEUED:
                 requeued.append((job, entry))
             else:
-                sightings.append(self._alive(job, entry, now))
+                sighting = self._alive(job, entry, now)
+                if self._is_news(job, sighting):
+                    sightings.append(sighting)
         sightings += self._requeued(requeued, now)
         absent = {place(job): self._clock.monotonic() for job, entry in gone if entry is None}
         self._absent = {where: self._absent.get(where, since) for where, since in absent.items()}
@@ -217,6 +219,11 @@ class Monitor:
         state = entry.state or job.state
         reason = waiting_reason(entry.reason) if state is JobState.QUEUED else ""
         return _sighting(job, entry, state, now, job.attempt - job.base, reason)
+
+    def _is_news(self, job: Live, sighting: Sighting) -> bool:
+        """Whether a sighting is worth writing down: it says something else, or the last one is getting old."""
+        same = (job.state, job.reason) == (sighting.state, sighting.reason or job.reason)
+        return not same or not job.scheduler_id or sighting.at - job.seen_at > self._lost_after_s / 4
 
     def _requeued(self, jobs: list[tuple[Live, Entry]], now: float) -> list[Sighting]:
         """Jobs that ran and wait again: the next attempt of the same job. The record they left is not their last."""

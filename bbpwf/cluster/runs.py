@@ -453,7 +453,6 @@ def _limit(limit: int) -> int:
 
 
 def _position(token: str) -> int:
-    try:
-        return int(token)
-    except ValueError:
-        raise InvalidInput(f"{token[:40]!r} is not a page token of this service") from None
+    if not (token.isascii() and token.isdigit() and len(token) <= 15):
+        raise InvalidInput(f"{token[:40]!r} is not a page token of this service")
+    return int(token)

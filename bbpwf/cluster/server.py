@@ -115,6 +115,7 @@ def run_methods(bound: BoundAgent) -> Mapping[str, Callable[..., Any]]:
     return {
         "submit": lambda jobs: bound.submit([JobSpec.model_validate(each) for each in jobs]),
         "observe": bound.observe,
+        "job": bound.job,
         "cancel": bound.cancel,
         "cluster": bound.cluster,
         "stat": bound.stat,

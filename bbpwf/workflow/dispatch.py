@@ -70,9 +70,11 @@ class Dispatcher:
         self._reporter = reporter
         self._patience = patience
         self.results = ResultQueue(self.pump, self.next_due)
-        first = context.agent.observe(0)
-        context.jobs.update(first.jobs)
-        self._watcher = Watcher(context.agent, first.version, self.results.wake)
+        known = context.agent.observe(0)
+        while known.jobs:  # what an earlier head of the run left behind
+            context.jobs.update(known.jobs)
+            known = context.agent.observe(known.version)
+        self._watcher = Watcher(context.agent, known.version, self.results.wake)
         self._by_key: dict[str, JobProcess] = {}
         self._waiting: list[tuple[JobProcess, list[JobSpec]]] = []
         self._waiting_since = 0.0

@@ -147,6 +147,10 @@ class PatientAgent:
         """See the protocol."""
         return self._call("observe", lambda: self._agent.observe(since, wait=wait))
 
+    def job(self, key: str) -> JobView:
+        """See the protocol."""
+        return self._call("job", lambda: self._agent.job(key))
+
     def cancel(self, keys: Sequence[str] | None = None) -> None:
         """See the protocol."""
         return self._call("cancel", lambda: self._agent.cancel(keys))

@@ -127,6 +127,12 @@ class MemoryAgent:
                 self._changed.wait(left)
             return Observation(version=self._version, jobs=tuple(v for v in self._views.values() if v.version > since))
 
+    def job(self, key: str) -> JobView:
+        with self._changed:
+            if key not in self._views:
+                raise NotFound(f"there is no job {key!r}")
+            return self._views[key]
+
     def cancel(self, keys: Sequence[str] | None = None) -> None:
         self.calls["cancel"] += 1
         with self._changed:
