@@ -89,6 +89,7 @@ class Site:
         self._clock = folder / "clock"
         self._agents = 0
         self._agent: AgentProcess | None = None
+        self._all: list[AgentProcess] = []
 
     # -- agents -----------------------------------------------------------------------------------------------
 
@@ -133,7 +134,13 @@ class Site:
                 stderr=log,
             )
         self._agent = AgentProcess(popen, state)
+        self._all.append(self._agent)
         return self._agent
+
+    def close(self) -> None:
+        """End every agent. A caller that was slow may have used one that was ended already: all are closed again."""
+        for agent in self._all:
+            agent.close()
 
     def live(self) -> int:
         """How many jobs have not ended, as the ledger says."""
@@ -231,8 +238,7 @@ def site(**options: Any) -> Iterator[Site]:
         try:
             yield made
         finally:
-            with contextlib.suppress(ConnectFailed):
-                made.agent.close()
+            made.close()
 
 
 def _stop_new(cluster: RealCluster, first: dict[str, Running]) -> None:
