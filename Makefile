@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 # one thing after the other, whatever -j says: two cores are soon full
 .NOTPARALLEL:
-.PHONY: help setup software demo lint test unit integration chaos clean
+.PHONY: help setup software demo lint test unit integration chaos bench clean
 
 BIN := .venv/bin
 # options for the demo, e.g. `make demo DEMO='--fail-point 3'`; see `bbpwf sandbox demo --help`
@@ -49,6 +49,13 @@ SEED ?= 1
 chaos:  ## break everything at random, then prove that no job was lost, doubled or left over
 	@sandbox/setup.sh packages venv
 	$(BIN)/python -m benchmarks.chaos --faults $(FAULTS) --seed $(SEED)
+
+# one or more of fan_out, chain, submissions, live_jobs; all if empty
+BENCH ?=
+
+bench:  ## measure bbpwf beside raw Slurm; keeps the figures in benchmarks/
+	@sandbox/setup.sh packages venv
+	$(BIN)/python -m benchmarks $(BENCH)
 
 clean:  ## what tests and builds leave; neither environments nor sandboxes
 	@rm -rf .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sandbox import slurm, sshd
 from sandbox.process import Running, free_ports, start, stop
@@ -56,13 +57,13 @@ class HeadNode:
 
 
 @contextmanager
-def running(folder: Path, *, cpus: int = 16, min_job_age: int = 300, extra: str = "") -> Iterator[HeadNode]:
+def running(folder: Path, **options: Any) -> Iterator[HeadNode]:
     """Start a cluster in ``folder``, which is to be short, and end it with all its jobs and sessions.
 
-    See :func:`sandbox.slurm.prepare` for the other arguments.
+    ``options`` are those of :func:`sandbox.slurm.prepare`.
     """
     cluster = folder / "cluster"
-    made = slurm.prepare(folder / "slurm", cpus=cpus, min_job_age=min_job_age, extra=extra)
+    made = slurm.prepare(folder / "slurm", **options)
     homes = {}
     for user, commands in (("sim", "bin-sim"), ("ec2-user", "bin-admin")):
         homes[user] = cluster / "home" / user
