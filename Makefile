@@ -31,16 +31,21 @@ lint:  ## ruff, mypy and the floors of the house
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-test: setup lint unit integration  ## all checks and tests, with coverage
+# Two processes, for most tests wait for something; a file's tests stay together, and with them what they share.
+# What this machine cannot run (see `sandbox/setup.sh marks`) is left out and was told by the set-up.
+PYTEST := $(BIN)/pytest -q -n 2 --dist loadfile -m "$$(sandbox/setup.sh marks)"
 
-# Pure tests in two processes; the ones with real processes one after the other, for two cores are soon full.
-unit:
+test: setup lint  ## all checks and tests, with coverage
 	@rm -f .coverage .coverage.*
-	$(BIN)/pytest tests/unit tests/contract -q -n 2 --dist loadfile -m "$$(sandbox/setup.sh marks)" \
-	  --cov --cov-report=
+	$(PYTEST) tests --cov --cov-report=term --durations=10
 
-integration:
-	@$(BIN)/pytest tests/integration -q -m "$$(sandbox/setup.sh marks)" --cov --cov-append --cov-report=term
+unit:  ## the tests that need no real processes, and those of protocols over all implementations
+	@sandbox/setup.sh packages venv
+	$(PYTEST) tests/unit tests/contract
+
+integration:  ## the tests with real processes
+	@sandbox/setup.sh packages accounting browser venv software
+	$(PYTEST) tests/integration
 
 # how many faults, and which: `make chaos FAULTS=100 SEED=7`
 FAULTS ?= 1000
