@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from sandbox import lifecycle
-from sandbox.layout import software_environment
+from sandbox.layout import Layout, software_environment
 from sandbox.pids import belonging
 
 COMMAND = (sys.executable, "-m", "bbpwf.cli.main", "sandbox", "demo")
@@ -42,7 +44,11 @@ def test_one_point_fails_is_named_and_the_rest_is_not_run_again(folder: Path) ->
     assert re.search(r"3: stimulus_amplitude=\S+ extracellular_calcium=\S+ seed=\S+: exit code 17", said)
     assert "| fault drill" in said  # the last lines of its log
     resumed = said[said.index("resuming") :]
-    assert "RunCampaign: RUNNING (23 of 24 complete, 1 " in resumed
+    with closing(sqlite3.connect(Layout(folder).service_state / "bbpwf.db")) as ledger:
+        tried = ledger.execute(
+            "select attempt, count(*) from jobs where name = 'RunCampaign' group by attempt"
+        ).fetchall()
+    assert dict(tried) == {1: 23, 2: 1}
     assert "24 of 24 simulations complete." in resumed
     assert len(re.findall(r"sha256 [0-9a-f]{64}\n\s+s3://scratch-bucket/\S+/campaigns/demo-", resumed)) == 6
     assert "Not as it should be" not in said
