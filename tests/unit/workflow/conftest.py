@@ -70,9 +70,9 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     yield made
     for agent in made.agents:
         agent.close()
-    for name in set(sys.modules) - modules:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[name]
+    for name, module in list(sys.modules.items()):
+        if name not in modules and str(getattr(module, "__dict__", {}).get("__file__", "")).startswith(str(tmp_path)):
+            sys.modules.pop(name, None)
     sys.path[:] = path
     Register._reg[:] = registered
     Register.clear_instance_cache()
