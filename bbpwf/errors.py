@@ -32,6 +32,8 @@
     │   ├── ProvisionerError    the provisioner failed or answered nonsense
     │   ├── ClusterFailed       the project's cluster cannot be used
     │   ├── SecretUnavailable   Secrets Manager has no usable key
+    │   ├── NoRoom              as many project instances as may be run at once
+    │   ├── InstanceFailed      a project's instance could not be started or reached
     │   └── IdentityUnavailable the identity provider cannot be reached or trusted
     ├── DataError
     │   ├── NexusError          the knowledge graph refused or failed
@@ -208,6 +210,18 @@ class ClusterFailed(PlatformError):
 
 class SecretUnavailable(PlatformError):
     """Secrets Manager has no usable value for a secret that is needed."""
+
+
+class NoRoom(PlatformError):
+    """As many project instances run as may at once."""
+
+    retryable = True
+
+
+class InstanceFailed(PlatformError):
+    """The instance of a project could not be started, or cannot be reached."""
+
+    retryable = True
 
 
 class IdentityUnavailable(PlatformError):

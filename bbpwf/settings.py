@@ -142,7 +142,61 @@ class ServiceSettings(_Section):
     )
     max_runs: int = Field(20, ge=1, description="Runs with a head process at once; more wait as QUEUED.")
     max_upload_mb: int = Field(64, ge=1, description="Largest launch request, all attachments together.")
+    pass_keys: str = Field(
+        "",
+        description="JWK set of the gateway's public keys. If set, every request must carry the gateway's pass beside "
+        "the user's token.",
+    )
     secure_cookies: bool = Field(True, description="Mark session cookies Secure; off only for plain HTTP on loopback.")
+
+
+class GatewaySettings(_Section):
+    """The gateway in front of all instances of a deployment: `bbpwf gateway`, or its Lambdas."""
+
+    backend: Literal["docker", "ecs"] = Field(
+        "docker", description="What instances are: containers of a Docker daemon, or tasks of an ECS cluster."
+    )
+    host: str = Field("127.0.0.1", description="Address that `bbpwf gateway` listens on.")
+    port: int = Field(8090, ge=0, le=65535, description="Port that `bbpwf gateway` listens on; 0 picks a free one.")
+    public_url: str = Field("", description="URL under which clients reach the gateway; `http://host:port` if empty.")
+    signing_key_file: Path | None = Field(
+        None, description="Private EC P-256 key (JWK) that passes are signed with; made in `state_dir` if unset."
+    )
+    signing_key_secret: str = Field("", description="The same as a secret of Secrets Manager, by ARN.")
+    pass_keys: str = Field("", description="JWK set of the public keys that passes are verified with, for the Lambdas.")
+    pass_s: int = Field(60, ge=5, le=900, description="Life of a pass, in seconds; never longer than the token's.")
+    simple_responses: bool = Field(
+        True, description="Whether the HTTP API's authorizer answers simply (payload 2.0), or with a policy."
+    )
+    max_instances: int = Field(20, ge=1, description="Instances at once, of all projects together.")
+    wait_s: float = Field(
+        20, ge=0, description="How long a request waits for its instance to come up; then 503 with `Retry-After`."
+    )
+    start_limit_s: float = Field(300, gt=0, description="An instance that is not healthy after this long is replaced.")
+    body_limit_mb: float = Field(64, gt=0, description="Largest request that is passed on; API Gateway takes 10 MB.")
+    cost_tag: str = Field("hpc:workflows", description="Value of the tag `SBO_Billing` on every instance.")
+    docker_url: str = Field("unix:///var/run/docker.sock", description="The Docker daemon.")
+    image: str = Field("bbpwf:latest", description="Image of an instance.")
+    network: str = Field(
+        "bbpwf", description="Bridge network of instances, made if absent; each has its own network namespace."
+    )
+    instance_config: Path | None = Field(
+        None, description="Settings file of every instance, mounted read-only; the project comes from the gateway."
+    )
+    mounts: tuple[str, ...] = Field(
+        (), description="Further read-only mounts of every instance, as `source:target`; absolute paths."
+    )
+    memory_mb: int = Field(2048, ge=128, description="Memory of an instance (Docker).")
+    cpus: float = Field(1, gt=0, description="Processors of an instance (Docker).")
+    max_processes: int = Field(1024, ge=64, description="Processes and threads of an instance (Docker).")
+    ecs_cluster: str = Field("", description="ECS cluster that instances run in; nothing else may.")
+    task_family: str = Field(
+        "bbpwf", description="Families of task definitions are `<task_family>-<virtual lab>-<project>`."
+    )
+    container: str = Field("instance", description="Name of the container in those task definitions.")
+    subnets: tuple[str, ...] = Field((), description="Subnets of instances (ECS).")
+    security_groups: tuple[str, ...] = Field((), description="Security groups of instances (ECS).")
+    table: str = Field("", description="DynamoDB table that says which instance serves which project.")
 
 
 class Settings(BaseSettings):
@@ -172,6 +226,7 @@ class Settings(BaseSettings):
     nexus: NexusSettings = NexusSettings()
     s3: S3Settings = S3Settings()
     service: ServiceSettings = ServiceSettings()
+    gateway: GatewaySettings = GatewaySettings()
 
     @classmethod
     def settings_customise_sources(

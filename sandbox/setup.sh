@@ -4,6 +4,7 @@
 #   packages   Debian packages for the sandbox's cluster (installed when root, else their absence is told)
 #   accounting Debian packages for the tests on a Slurm that keeps accounting (likewise)
 #   browser    Debian packages for the tests that drive a browser (likewise)
+#   container  Debian packages for the container image and the tests that run containers (likewise)
 #   venv       .venv: bbpwf, its service, sandbox and developer tools, as pinned in constraints.txt
 #   software   .software: the cluster's software environment, as pinned in sandbox/software.txt
 #   marks      prints the pytest marker expression for what this machine can run; does nothing
@@ -20,6 +21,7 @@ cluster_packages=(slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:m
     libnss_wrapper.so:libnss-wrapper)
 accounting_packages=(slurmdbd:slurmdbd mariadbd:mariadb-server)
 browser_packages=(chromium:chromium chromedriver:chromium-driver)
+container_packages=(dockerd:docker.io debootstrap:debootstrap)
 
 have() {
     case $1 in
@@ -67,6 +69,7 @@ install_packages() { # step package...
             case $package in
                 openssh-server) systemctl disable --quiet ssh.service ssh.socket 2>/dev/null || true ;;
                 slurmctld | slurmd | slurmdbd | munge) systemctl disable --quiet "$package.service" 2>/dev/null || true ;;
+                docker.io) systemctl disable --quiet docker.service docker.socket containerd.service 2>/dev/null || true ;;
                 mariadb-server) systemctl disable --quiet mariadb.service 2>/dev/null || true ;;
             esac
         done
@@ -119,7 +122,7 @@ venv_step() {
         python3 -m venv --clear .venv
     fi
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-        --editable '.[service,sandbox,dev]'
+        --editable '.[service,gateway,sandbox,dev]'
     if ! venv_works; then
         say venv "does not work after installation:"
         .venv/bin/python -c 'import bbpwf, sandbox, service, tasks, luigi, paramiko, sqlalchemy, fastapi, flask, pytest'
@@ -163,6 +166,9 @@ marks_step() {
     [ -z "$(lacking "${cluster_packages[@]}")" ] || terms+=("not slurm")
     [ -z "$(lacking "${accounting_packages[@]}")" ] || terms+=("not accounting")
     [ -z "$(lacking "${browser_packages[@]}")" ] || terms+=("not browser")
+    # a daemon of one's own takes root, and a kernel that has what containers are made of
+    [ "$(id -u)" -eq 0 ] && [ -z "$(lacking "${container_packages[@]}")" ] &&
+        [ -d /sys/fs/cgroup ] || terms+=("not container")
     local expression="" term
     for term in "${terms[@]}"; do expression+="${expression:+ and }$term"; done
     echo "$expression"
@@ -184,6 +190,10 @@ for step in "$@"; do
         accounting)
             packages_step accounting "without them the tests on a Slurm with accounting are left out" \
                 "${accounting_packages[@]}" 9>&-
+            ;;
+        container)
+            packages_step container "without them no image is built and the tests that run containers are left out" \
+                "${container_packages[@]}" 9>&-
             ;;
         browser) packages_step browser "without them the tests that drive a browser are left out" "${browser_packages[@]}" 9>&- ;;
         venv) venv_step ;;

@@ -33,6 +33,8 @@ STATUS: dict[type[BbpwfError], int] = {
     errors.TransportError: 502,
     errors.SlurmError: 502,
     errors.PlatformError: 502,
+    errors.NoRoom: 503,
+    errors.InstanceFailed: 503,
     errors.IdentityUnavailable: 503,
     errors.DataError: 502,
     errors.LedgerError: 503,
