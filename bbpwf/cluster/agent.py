@@ -104,7 +104,7 @@ class Agent:
 
     def read_log(self, run_id: str, job_key: str, offset: int, limit: int) -> bytes:
         """A part of a job's log. Raises NotFound when the job is not this run's or has written none."""
-        view, _ = self.ledger.job(job_key)
+        view = self.ledger.view(job_key)
         if view.run_id != run_id:
             raise NotFound(f"run {run_id} has no job {job_key!r}")
         if not view.stdout:
@@ -126,7 +126,7 @@ class Agent:
 
     def log_tail(self, run_id: str, job_key: str, limit: int) -> bytes:
         """The last ``limit`` bytes of a job's log. Raises NotFound as :meth:`read_log` does."""
-        view, _ = self.ledger.job(job_key)
+        view = self.ledger.view(job_key)
         if view.run_id != run_id or not view.stdout:
             raise NotFound(f"run {run_id} has no job {job_key!r} with a log")
         transport = self.cluster(view.cluster).connected().backend.transport
@@ -174,7 +174,7 @@ class BoundAgent:
 
     def job(self, key: str) -> JobView:
         """What is known of one job."""
-        view, _ = self._agent.ledger.job(key)
+        view = self._agent.ledger.view(key)
         if view.run_id != self._run_id:
             raise NotFound(f"run {self._run_id} has no job {key!r}")
         return view

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
 
 from bbpwf.cluster.jobs import ExitRecord, Resources
 from bbpwf.cluster.retries import Ended, PartitionLimits, counter_of, decide
-from bbpwf.cluster.schema import jobs, transitions
+from bbpwf.cluster.schema import batch_jobs, jobs, transitions
 from bbpwf.states import JobState
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sighting:
     """What a witness says of element ``position`` of a submission.
 
@@ -49,7 +50,6 @@ _COLUMNS = (
     "started_at",
     "ended_at",
     "stdout",
-    "seen_at",
     "cancel",
     "infrastructure_retries",
     "retries",
@@ -57,8 +57,14 @@ _COLUMNS = (
     "resources",
 )
 COUNTERS = ("infrastructure_retries", "retries", "escalations")
-_READ = sa.select(jobs.c.key, *(jobs.c[name] for name in _COLUMNS))
-_UPDATE = jobs.update().where(jobs.c.key == sa.bindparam("of")).values({n: sa.bindparam(f"new_{n}") for n in _COLUMNS})
+_OF_JOB = [jobs.c.key, *(jobs.c[name] for name in _COLUMNS)]
+_READ = sa.select(*_OF_JOB).where(jobs.c.key.in_(sa.bindparam("keys", expanding=True)))
+_PLACE = sa.tuple_(batch_jobs.c.batch_id, batch_jobs.c.position)
+_READ_PLACES = (
+    sa.select(batch_jobs.c.batch_id.label("of"), batch_jobs.c.position, batch_jobs.c.attempt.label("base"), *_OF_JOB)
+    .join_from(batch_jobs, jobs, batch_jobs.c.job_key == jobs.c.key)
+    .where(_PLACE.in_(sa.bindparam("places", expanding=True)))
+)
 
 _FRESH: dict[str, Any] = {
     "scheduler_id": "",
@@ -70,6 +76,9 @@ _FRESH: dict[str, Any] = {
     "cancel": False,
 }
 """What an attempt that was not sent yet looks like."""
+
+PIECE = 500
+"""Values in one statement: what every database accepts."""
 
 Job = dict[str, Any]
 Limits = Callable[[str, Resources], PartitionLimits]
@@ -91,23 +100,38 @@ class Changes:
         self._limits = limits
         self._next_version = next_version
         self._jobs: dict[str, Job] = {}
-        self._changed: set[str] = set()
+        self._changed: dict[str, set[str]] = {}
         self._log: list[dict[str, Any]] = []
 
     def load(self, keys: Iterable[str]) -> dict[str, Job]:
         """These jobs, by key; unknown keys are left out."""
-        for row in select_in(self._db, _READ, jobs.c.key, [k for k in set(keys) if k not in self._jobs]):
-            self._jobs[row.key] = dict(row._mapping)
+        wanted = [key for key in set(keys) if key not in self._jobs]
+        for start in range(0, len(wanted), PIECE):
+            for row in self._db.execute(_READ, {"keys": wanted[start : start + PIECE]}).mappings():
+                self._jobs[row["key"]] = dict(row)
         return self._jobs
+
+    def load_places(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], tuple[Job, int]]:
+        """Of elements of submissions (batch id, position): the job, and the attempt the submission was made for."""
+        wanted = list(set(places))
+        found: dict[tuple[str, int], tuple[Job, int]] = {}
+        for start in range(0, len(wanted), PIECE):
+            for row in self._db.execute(_READ_PLACES, {"places": wanted[start : start + PIECE]}).mappings():
+                job = dict(row)
+                place, base = (job.pop("of"), job.pop("position")), job.pop("base")
+                found[place] = self._jobs.setdefault(job["key"], job), base
+        return found
 
     def set(self, job: Job, *, visible: bool = True, **values: Any) -> None:
         """Change a job; observers are told if ``visible``."""
-        if all(job[name] == value for name, value in values.items()):
+        news = {name for name, value in values.items() if job[name] != value}
+        if not news:
             return
         job.update(values)
         if visible:
             job["version"] = self._next_version()
-        self._changed.add(job["key"])
+            news.add("version")
+        self._changed.setdefault(job["key"], set()).update(news)
 
     def log(self, job: Job, witness: str, reason: str = "") -> None:
         """Add the job's present state to its history."""
@@ -142,7 +166,7 @@ class Changes:
             JobState.PLANNED,
             "agent",
             reason,
-            **(_FRESH | {"attempt": job["attempt"] + 1, "seen_at": self.now} | values),
+            **(_FRESH | {"attempt": job["attempt"] + 1} | values),
         )
 
     def see(self, job: Job, base_attempt: int, sighting: Sighting) -> None:
@@ -151,7 +175,7 @@ class Changes:
         attempt = base_attempt + sighting.restart
         if job["batch_id"] != sighting.batch_id or present.terminal or attempt < job["attempt"]:
             return  # of an older submission, after the end, or of an attempt that is over
-        values: dict[str, Any] = {"seen_at": self.now}
+        values: dict[str, Any] = {}
         if job["submitted_at"] is None and sighting.state.rank >= JobState.QUEUED.rank:
             values["submitted_at"] = sighting.at
         if attempt == job["attempt"] and sighting.state.rank <= present.rank:
@@ -198,18 +222,27 @@ class Changes:
 
     def flush(self) -> None:
         """Write everything."""
-        if self._changed:
-            rows = (self._jobs[key] for key in self._changed)
-            self._db.execute(_UPDATE, [{"of": row["key"]} | {f"new_{n}": row[n] for n in _COLUMNS} for row in rows])
-            self._changed.clear()
+        alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for key, names in self._changed.items():
+            job, columns = self._jobs[key], tuple(sorted(names))
+            alike.setdefault(columns, []).append({"of": key} | {f"new_{name}": job[name] for name in columns})
+        for columns, rows in alike.items():
+            self._db.execute(_update(columns), rows)
+        self._changed.clear()
         if self._log:
             self._db.execute(transitions.insert(), self._log)
             self._log.clear()
 
 
+@cache
+def _update(columns: tuple[str, ...]) -> sa.Update:
+    new = {name: sa.bindparam(f"new_{name}", type_=jobs.c[name].type) for name in columns}
+    return jobs.update().where(jobs.c.key == sa.bindparam("of")).values(new)
+
+
 def select_in(db: sa.Connection, query: sa.Select[Any], column: sa.Column[Any], values: Sequence[Any]) -> list[Any]:
     """Rows of ``query`` whose ``column`` is among ``values``, in pieces that every database accepts."""
     rows: list[Any] = []
-    for start in range(0, len(values), 500):
-        rows += db.execute(query.where(column.in_(values[start : start + 500]))).all()
+    for start in range(0, len(values), PIECE):
+        rows += db.execute(query.where(column.in_(values[start : start + PIECE]))).all()
     return rows

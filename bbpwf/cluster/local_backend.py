@@ -21,9 +21,9 @@ from typing import Literal
 
 from bbpwf.cluster.backend import Accepted, Answer, Entry, Refused, Submission
 from bbpwf.cluster.jobs import Resources
-from bbpwf.cluster.ledger import element_id
 from bbpwf.cluster.retries import NO_LIMITS, PartitionLimits
 from bbpwf.cluster.spool import MODULES, job_script, manifest
+from bbpwf.cluster.submissions import element_id
 from bbpwf.errors import TransportError
 from bbpwf.states import JobState
 from bbpwf.transport.protocol import Transport

@@ -221,9 +221,8 @@ class Monitor:
         return _sighting(job, entry, state, now, job.attempt - job.base, reason)
 
     def _is_news(self, job: Live, sighting: Sighting) -> bool:
-        """Whether a sighting is worth writing down: it says something else, or the last one is getting old."""
-        same = (job.state, job.reason) == (sighting.state, sighting.reason or job.reason)
-        return not same or not job.scheduler_id or sighting.at - job.seen_at > self._lost_after_s / 4
+        """Whether a sighting is worth writing down: it says something else than what is known."""
+        return (job.state, job.reason) != (sighting.state, sighting.reason or job.reason) or not job.scheduler_id
 
     def _requeued(self, jobs: list[tuple[Live, Entry]], now: float) -> list[Sighting]:
         """Jobs that ran and wait again: the next attempt of the same job. The record they left is not their last."""

@@ -92,7 +92,6 @@ jobs = sa.Table(
     sa.Column("started_at", sa.Float),
     sa.Column("ended_at", sa.Float),
     sa.Column("stdout", sa.Text, nullable=False, default=""),
-    sa.Column("seen_at", sa.Float, nullable=False),
     sa.Column("cancel", sa.Boolean, nullable=False, default=False),
     sa.Column("infrastructure_retries", sa.Integer, nullable=False, default=0),
     sa.Column("retries", sa.Integer, nullable=False, default=0),

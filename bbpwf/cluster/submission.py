@@ -16,8 +16,9 @@ from bbpwf import faults
 from bbpwf.clock import Clock
 from bbpwf.cluster.backend import Accepted, Answer, Backend, Entry, PutOff, Refused, Submission, Unclear
 from bbpwf.cluster.budget import Budget
-from bbpwf.cluster.ledger import Batch, Ledger, Planned
+from bbpwf.cluster.ledger import Ledger
 from bbpwf.cluster.spool import Folder, script_text
+from bbpwf.cluster.submissions import Batch, Planned
 from bbpwf.errors import BbpwfError
 
 _log = logging.getLogger(__name__)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from bbpwf.cluster.jobs import ExitRecord, JobView
+from bbpwf.cluster.schema import jobs
 from bbpwf.states import JobState
+
+VIEWED = tuple(column for column in jobs.c if column.name not in {"spec", "fingerprint", "resources"})
+"""The columns that a view is made from, and little else: a specification may be large."""
 
 
 def job_view(row: Any) -> JobView:

@@ -8,8 +8,8 @@ from typing import Literal
 
 from bbpwf.cluster.backend import Accepted, Answer, Entry, Submission
 from bbpwf.cluster.jobs import Resources
-from bbpwf.cluster.ledger import element_id
 from bbpwf.cluster.retries import NO_LIMITS, PartitionLimits
+from bbpwf.cluster.submissions import element_id
 from bbpwf.errors import ConnectionLost, SlurmBusy
 from bbpwf.states import JobState
 from bbpwf.transport.protocol import DEFAULT_CAP, Completed, FileStat, Transport

@@ -21,7 +21,7 @@ from tests.support.clock import ManualClock
 from tests.support.scheduler import MemoryScheduler
 from tests.unit.cluster.test_engine import Engine
 
-LIVE = Live("j", "run", JobState.RUNNING, 1, 1, "b1", 0, 1, "101", 1000.0, False)
+LIVE = Live("j", "run", JobState.RUNNING, 1, 1, "b1", 0, 1, "101", False)
 TIME_LIMIT = "slurmstepd-n1: error: *** JOB 4 ON n1 CANCELLED AT 2026-11-21T03:18:04 DUE TO TIME LIMIT ***\n"
 MEMORY = (
     "slurmstepd-n1: error: Exceeded job memory limit\nslurmstepd-n1: error: *** JOB 1 ON n1 CANCELLED AT 2026 ***\n"
@@ -103,6 +103,19 @@ def test_memory_that_slurm_itself_calls_a_failure_is_told_by_the_log() -> None:
         "log",
         "used more memory than it asked for",
     )
+
+
+def test_a_job_that_its_node_refused_to_start_is_the_platform_s_failure() -> None:
+    """Seen with Slurm 22.05: "already killed, do not launch batch job", and the job is FAILED with exit code 1."""
+    again = replace(LIVE, state=JobState.QUEUED, attempt=2)
+    for seen in (Evidence(entry(JobState.FAILED), record(143, 15)), Evidence(None, None, entry(JobState.FAILED))):
+        said = told(seen, job=again)
+        assert said is not None
+        assert said[0] is JobState.NODE_FAIL
+        assert "its node did not start it" in said[2]
+    began = told(Evidence(entry(JobState.FAILED)))
+    assert began is not None
+    assert began[0] is JobState.FAILED, "one that began was killed"
 
 
 def test_silence_is_lost_and_only_when_everybody_was_asked() -> None:

@@ -72,7 +72,6 @@ def upgrade() -> None:
         sa.Column("started_at", sa.Float(), nullable=True),
         sa.Column("ended_at", sa.Float(), nullable=True),
         sa.Column("stdout", sa.Text(), nullable=False),
-        sa.Column("seen_at", sa.Float(), nullable=False),
         sa.Column("cancel", sa.Boolean(), nullable=False),
         sa.Column("infrastructure_retries", sa.Integer(), nullable=False),
         sa.Column("retries", sa.Integer(), nullable=False),
