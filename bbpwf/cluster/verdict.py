@@ -20,6 +20,8 @@ SUSPECT_PATIENCE_S = 20.0
 CANCEL_GONE_S = 10.0
 """A cancelled job that nobody shows for this long is gone."""
 _NO_RECORD = "failed without an exit record: it was killed, or its node could not write to the shared disk"
+_NEVER_BEGAN = "its node did not start it: the scheduler says that it failed, and it neither began nor left a record"
+"""slurmd refuses a job now and then, as when it is to start again in the second in which it was killed (22.05)."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ def verdict(job: Live, seen: Evidence, now: float, *, lost_after_s: float) -> Si
         return say(
             known, "queue" if entry else "accounting", f"its exit record is missing; {who} says that it completed"
         )
+    if known is JobState.FAILED and job.state is JobState.QUEUED:
+        return say(JobState.NODE_FAIL, "queue" if entry is not None else "accounting", _NEVER_BEGAN)
     if known is JobState.FAILED and entry is not None:
         return say(known, "queue", _NO_RECORD)
     if known is JobState.FAILED and accounted is not None:

@@ -56,7 +56,8 @@ class Scene:
         while "JobState=PENDING" not in self.operator("scontrol", "show", "job", job_id):
             assert time.monotonic() < deadline, f"{job_id} was not requeued"
             time.sleep(0.2)
-        self.operator("scontrol", "update", f"jobid={job_id}", "starttime=now")
+        # not in the second in which it was killed: slurmd would refuse to start it ("already killed")
+        self.operator("scontrol", "update", f"jobid={job_id}", "starttime=now+3")
 
     def reasons(self, job: JobSpec) -> list[tuple[int, str, str]]:
         return [(h["attempt"], h["state"], h["reason"]) for h in self.agent.ledger.history(job.key) if h["reason"]]
