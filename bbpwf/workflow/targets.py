@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import IO, Any
 
@@ -106,9 +106,9 @@ class RemoteTarget(Target):
             case "rb":
                 return io.BytesIO(self.read_bytes())
             case "w" | "wt":
-                return _TextWriter(self)
+                return _TextDraft(self)
             case "wb":
-                return _BytesWriter(self)
+                return _BytesDraft(self)
         raise InvalidInput(f"a RemoteTarget opens as r, rb, w or wb, not {mode!r}")
 
     def remove(self) -> None:
@@ -128,37 +128,21 @@ class RemoteTarget(Target):
         return hash((self.cluster, self.path))
 
 
-class _BytesWriter(io.BytesIO):
+class _Draft(io.IOBase):
+    """In memory until it is closed; then what was written is sent. Left by an exception or forgotten, nothing is."""
+
+    _target: RemoteTarget | None = None
+    getvalue: Callable[[], Any]
+
     def __init__(self, target: RemoteTarget) -> None:
         super().__init__()
-        self._target: RemoteTarget | None = target
+        self._target = target
 
     def close(self) -> None:
         target, self._target = self._target, None
         if target is not None:
-            target.write_bytes(self.getvalue())
-        super().close()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._target = None
-        self.close()
-
-    def __del__(self) -> None:
-        self._target = None  # forgotten without close(): nothing is written
-
-
-class _TextWriter(io.StringIO):
-    def __init__(self, target: RemoteTarget) -> None:
-        super().__init__()
-        self._target: RemoteTarget | None = target
-
-    def close(self) -> None:
-        target, self._target = self._target, None
-        if target is not None:
-            target.write_text(self.getvalue())
+            value = self.getvalue()
+            target.write_bytes(value if isinstance(value, bytes) else value.encode())
         super().close()
 
     def __exit__(
@@ -170,6 +154,14 @@ class _TextWriter(io.StringIO):
 
     def __del__(self) -> None:
         self._target = None
+
+
+class _BytesDraft(_Draft, io.BytesIO):
+    pass
+
+
+class _TextDraft(_Draft, io.StringIO):
+    pass
 
 
 class NexusTarget(Target):
