@@ -19,6 +19,8 @@ from bbpwf.settings import Settings
 
 _log = logging.getLogger(__name__)
 
+SWITCH_S = 0.0005
+"""Longest turn of one thread, in seconds: questions are answered while a queue of 50,000 is read."""
 CLAIM_CHECK_S = 5.0
 """How soon an agent with nothing to write notices that another one has taken over."""
 
@@ -33,6 +35,7 @@ def serve(settings: Settings, *, until_stdin_closes: bool, clock: Clock | None =
         LedgerError: the database cannot be used.
     """
     faults.arm(os.environ.get(faults.VARIABLE, ""))
+    sys.setswitchinterval(SWITCH_S)
     redactor = Redactor()
     log.configure(redactor, level=settings.log_level, as_json=settings.log_json)
     for secret in (settings.oidc.client_secret,):

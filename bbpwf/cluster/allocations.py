@@ -107,9 +107,9 @@ class AllocatingBackend:
             return self._base.command(submission)
         return [allocation_task(submission.allocation.name), request_line(submission)]
 
-    def readopt(self, submissions: Sequence[Submission]) -> None:
+    def readopt(self, submissions: Iterable[Submission]) -> None:
         """Steps are known from their submissions' ids."""
-        self._base.readopt([each for each in submissions if each.allocation is None])
+        self._base.readopt(each for each in submissions if each.allocation is None)
 
     def accounted(self, scheduler_ids: Sequence[str]) -> dict[str, Entry]:
         """Of jobs alone: steps have their allocation's fate."""

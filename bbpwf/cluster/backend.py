@@ -6,7 +6,7 @@ seen becomes a state in :mod:`bbpwf.cluster.ledger`, what is sent when in :mod:`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -74,7 +74,7 @@ class Unclear:
 Answer = Accepted | Refused | PutOff | Unclear
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One element as the scheduler's queue shows it.
 
@@ -130,8 +130,8 @@ class Backend(Protocol):
         """
         ...
 
-    def readopt(self, submissions: Sequence[Submission]) -> None:
-        """Take these accepted submissions back into view after a restart; a scheduler of its own needs nothing."""
+    def readopt(self, submissions: Iterable[Submission]) -> None:
+        """Take these accepted submissions back into view after a restart; a scheduler of its own reads none of them."""
         ...
 
     def queue(self) -> list[Entry]:

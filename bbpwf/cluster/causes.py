@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from bbpwf.cluster.jobs import ExitRecord
 from bbpwf.states import JobState
@@ -49,6 +50,7 @@ _LAST_WORDS = (
 """What slurmstepd writes into a job's log (seen with 22.05), the most telling first."""
 
 
+@lru_cache(maxsize=1000)
 def waiting_reason(raw: str) -> str:
     """Why a job waits."""
     word = raw.strip("()").split(",", 1)[0].split(" ", 1)[0]

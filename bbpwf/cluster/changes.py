@@ -96,6 +96,8 @@ class Changes:
         limits: Limits,
     ) -> None:
         self.now = now
+        self.planned_again = False
+        """Whether a job became the next attempt, which is to be submitted."""
         self._db = db
         self._limits = limits
         self._next_version = next_version
@@ -161,6 +163,7 @@ class Changes:
 
     def next_attempt(self, job: Job, reason: str, **values: Any) -> None:
         """Plan the job anew."""
+        self.planned_again = True
         self.move(
             job,
             JobState.PLANNED,

@@ -5,9 +5,12 @@ A database that a newer bbpwf wrote is refused rather than misread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import sqlalchemy as sa
 from alembic import command
@@ -15,9 +18,11 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from sqlalchemy.dialects import sqlite as sqlite_dialect
 
 from bbpwf.errors import LedgerError
 
+_NAMED = sqlite_dialect.dialect(paramstyle="named")
 _BUSY_MS = 30_000
 """How long a SQLite writer waits for another process's transaction."""
 
@@ -27,6 +32,13 @@ class Database:
 
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
+        self.embedded = engine.dialect.name == "sqlite"
+        """Whether a read takes microseconds and never waits, so that an event loop may do it by itself."""
+        self._lookers = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._mine = threading.local()
+        self._looking: list[sqlite3.Connection] = []
+        self._guard = threading.Lock()
+        self._texts: dict[int, tuple[str, dict[str, Any], sa.Select[Any]]] = {}
 
     @contextmanager
     def begin(self) -> Iterator[sa.Connection]:
@@ -44,6 +56,55 @@ class Database:
         with self._refusals(), self.engine.connect().execution_options(reading=True) as connection:
             yield connection
 
+    def look(self, statement: sa.Select[Any], values: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
+        """The rows of one statement that only reads, as the driver gives them: embedded, JSON is still text then.
+
+        For what is asked for hundreds of times a second: SQLite answers in 10 microseconds, and a transaction of
+        SQLAlchemy's around that takes 300. ``statement`` is to be a constant, with ``values`` for its parameters.
+
+        Raises:
+            LedgerError: the database cannot be used.
+        """
+        with self._refusals():
+            if not self.embedded:
+                with self._lookers.connect() as connection:
+                    return connection.execute(statement, values).all()
+            try:
+                text, own, _ = self._compiled(statement)
+                return self._looker().execute(text, {**own, **values}).fetchall()
+            except sqlite3.Error as error:
+                raise sa.exc.DBAPIError(None, None, error) from error
+
+    def version(self) -> tuple[int, int] | None:
+        """Something that differs whenever the database may have changed since this thread asked last.
+
+        ``None`` where that cannot be told without asking for everything (PostgreSQL).
+        """
+        if not self.embedded:
+            return None
+        (version,) = self._looker().execute("PRAGMA data_version").fetchone()
+        return threading.get_ident(), version
+
+    def _looker(self) -> sqlite3.Connection:
+        """This thread's own connection for looking; outside any transaction."""
+        kept: sqlite3.Connection | None = getattr(self._mine, "connection", None)
+        if kept is None:
+            made = self.engine.raw_connection()
+            kept = self._mine.connection = cast(sqlite3.Connection, made.driver_connection)
+            made.detach()  # it is ours from now on, and takes no place in the pool
+            with self._guard:
+                self._looking.append(kept)
+        return kept
+
+    def _compiled(self, statement: sa.Select[Any]) -> tuple[str, dict[str, Any], sa.Select[Any]]:
+        """SQL, the values that the statement brings itself, and the statement, which must live as long as its id."""
+        found = self._texts.get(id(statement))
+        if found is None:
+            made = statement.compile(dialect=_NAMED)
+            own = {name: value for name, value in made.params.items() if value is not None}
+            found = self._texts[id(statement)] = str(made), own, statement
+        return found
+
     @contextmanager
     def _refusals(self) -> Iterator[None]:
         try:
@@ -59,6 +120,9 @@ class Database:
 
     def close(self) -> None:
         """Close all connections."""
+        with self._guard:
+            while self._looking:
+                self._looking.pop().close()
         self.engine.dispose()
 
 

@@ -31,6 +31,7 @@ from bbpwf.states import JobState
 _IDENTITY = sa.select(jobs.c.key, jobs.c.state, jobs.c.incarnation, jobs.c.fingerprint)
 _SPEC = jobs.update().where(jobs.c.key == sa.bindparam("of")).values(spec=sa.bindparam("new_spec"))
 _VIEW = sa.select(*VIEWED).where(jobs.c.key == sa.bindparam("of"))
+_STATES = {state.value: state for state in JobState}
 OBSERVED = 5000
 """Most jobs that one observation tells of; the next tells the rest."""
 _NEWS = (
@@ -138,14 +139,15 @@ class Ledger(Submissions):
 
     # -- what is seen -----------------------------------------------------------------------------------------
 
-    def see(self, sightings: Iterable[Sighting], *, offset: tuple[str, int] | None = None) -> None:
+    def see(self, sightings: Iterable[Sighting], *, offset: tuple[str, int] | None = None) -> bool:
         """Apply sightings in one transaction; ``offset`` (fact name, bytes) is remembered with them.
 
-        Sightings of submissions that this ledger does not know are ignored: another agent's.
+        Sightings of submissions that this ledger does not know are ignored: another agent's. Answers whether any
+        of these jobs is to be tried again.
         """
         pending = list(sightings)
         if not pending and offset is None:
-            return
+            return False
         with self._changing("see") as (db, changes):
             found = changes.load_places((each.batch_id, each.position) for each in pending)
             for sighting in pending:
@@ -154,12 +156,13 @@ class Ledger(Submissions):
                     changes.see(*member, sighting)
             if offset is not None:
                 put_fact(db, offset[0], str(offset[1]))
+            return changes.planned_again
 
     def live(self, cluster: str) -> list[Live]:
         """Jobs of a cluster that the scheduler may know and that have not ended."""
         with self._reading() as db:
-            rows = db.execute(_LIVE, {"cluster": cluster})
-            return [Live(key, run_id, JobState(state), *rest) for key, run_id, state, *rest in rows]
+            rows = db.execute(_LIVE, {"cluster": cluster}).all()
+        return [Live(key, run_id, _STATES[state], *rest) for key, run_id, state, *rest in rows]
 
     # -- cancelling and reading -------------------------------------------------------------------------------
 

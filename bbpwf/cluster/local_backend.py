@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -125,7 +125,7 @@ class LocalBackend:
         self._something.set()
         return Accepted(submission.batch_id)
 
-    def readopt(self, submissions: Sequence[Submission]) -> None:
+    def readopt(self, submissions: Iterable[Submission]) -> None:
         """After a restart of the agent: take over the elements of accepted submissions that have not ended."""
         for submission in submissions:
             self._submit(submission)

@@ -29,6 +29,9 @@ from bbpwf.states import JobState
 
 _log = logging.getLogger(__name__)
 
+GATHER_S = 0.2
+"""Longest wait for further events before those at hand are written down: a thousand jobs may end within seconds."""
+_PER_EVENT_S = 0.05
 MOST_ACCOUNTED = 2000
 """Jobs that accounting is asked about at once; others have their turn at the next query."""
 
@@ -93,7 +96,9 @@ class Monitor:
                             return
                         pause = 1.0
                         faults.point("events.before")
-                        self.take(reader.feed(chunk), offset=(fact, reader.offset))
+                        events = reader.feed(chunk)
+                        self.take(events, offset=(fact, reader.offset))
+                        self._stopping.wait(min(GATHER_S, _PER_EVENT_S * len(events)))  # the more, the more at once
             except BbpwfError as error:
                 if self._ledger.fenced:
                     _log.error("following events ends: %s", error)
@@ -137,10 +142,10 @@ class Monitor:
                 _log.warning(
                     "a duplicate of %s[%d] ended at once: %s", event.batch_id, event.position, event.scheduler_id
                 )
-        self._ledger.see(sightings, offset=offset)
+        again = self._ledger.see(sightings, offset=offset)
         if suspects:
             self._poll_now.set()
-        if sightings:
+        if again:
             self._on_change()
 
     # -- the second witness -----------------------------------------------------------------------------------
@@ -192,17 +197,15 @@ class Monitor:
                 gone.append((job, entry))
             elif job.state is JobState.RUNNING and entry.state is JobState.QUEUED:
                 requeued.append((job, entry))
-            else:
-                sighting = self._alive(job, entry, now)
-                if self._is_news(job, sighting):
-                    sightings.append(sighting)
+            elif _is_news(job, entry):
+                sightings.append(_alive(job, entry, now))
         sightings += self._requeued(requeued, now)
         absent = {place(job): self._clock.monotonic() for job, entry in gone if entry is None}
         self._absent = {where: self._absent.get(where, since) for where, since in absent.items()}
         sightings += self._resolve(gone, now)
-        self._ledger.see(sightings)
+        again = self._ledger.see(sightings)
         self.cancel_marked(entries)
-        if sightings:
+        if again:
             self._on_change()
 
     def _queue(self) -> list[Entry]:
@@ -214,15 +217,6 @@ class Monitor:
                 self._unknown_states.add(entry.raw)
                 _log.error("the scheduler reports the unknown state %r; such jobs are left as they are", entry.raw)
         return entries
-
-    def _alive(self, job: Live, entry: Entry, now: float) -> Sighting:
-        state = entry.state or job.state
-        reason = waiting_reason(entry.reason) if state is JobState.QUEUED else ""
-        return _sighting(job, entry, state, now, job.attempt - job.base, reason)
-
-    def _is_news(self, job: Live, sighting: Sighting) -> bool:
-        """Whether a sighting is worth writing down: it says something else than what is known."""
-        return (job.state, job.reason) != (sighting.state, sighting.reason or job.reason) or not job.scheduler_id
 
     def _requeued(self, jobs: list[tuple[Live, Entry]], now: float) -> list[Sighting]:
         """Jobs that ran and wait again: the next attempt of the same job. The record they left is not their last."""
@@ -315,6 +309,20 @@ def by_place(entries: Iterable[Entry]) -> dict[tuple[str, int | None], Entry]:
         if present is None or (present.state is not None and present.state.terminal):
             found[where] = entry
     return found
+
+
+def _is_news(job: Live, entry: Entry) -> bool:
+    """Whether what the queue shows of a job that it shows as alive is worth writing down."""
+    if not job.scheduler_id or (entry.state is not None and entry.state is not job.state):
+        return True
+    reason = waiting_reason(entry.reason) if job.state is JobState.QUEUED else ""
+    return bool(reason) and reason != job.reason
+
+
+def _alive(job: Live, entry: Entry, now: float) -> Sighting:
+    state = entry.state or job.state
+    reason = waiting_reason(entry.reason) if state is JobState.QUEUED else ""
+    return _sighting(job, entry, state, now, job.attempt - job.base, reason)
 
 
 def _sighting(job: Live, entry: Entry, state: JobState, now: float, restart: int, reason: str) -> Sighting:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -74,6 +75,17 @@ class RunRecord(_Frozen):
         return self.request.tags
 
 
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What a list tells of a run."""
+
+    run_id: str
+    state: RunState
+    started_at: float | None
+    ended_at: float | None
+    tags: dict[str, str]
+
+
 class TaskRecord(_Frozen):
     """A Luigi task of a run, or one job of it: an array's elements are ``<task id>.<index>``.
 
@@ -102,6 +114,9 @@ class RunStore:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._db = database
         self._clock = clock
+        self.embedded = database.embedded
+        """Whether an event loop may call :meth:`state`, :meth:`summaries` and :meth:`counts` itself."""
+        self._counted: tuple[tuple[int, int] | None, dict[RunState, int]] = None, {}
 
     def create(self, request: RunRequest, owner: Owner, idempotency_key: str = "") -> RunRecord:
         """A new QUEUED run; or the run that this owner already created with this key.
@@ -148,6 +163,30 @@ class RunStore:
         """The run. Raises NotFound."""
         with self._db.engine.connect().execution_options(reading=True) as db:
             return _run(self._row(db, run_id))
+
+    def state(self, run_id: str) -> RunState:
+        """The run's state alone. Raises NotFound."""
+        rows = self._db.look(_STATE, {"of": run_id})
+        if not rows:
+            raise NotFound(f"there is no run {run_id!r}")
+        return RunState(rows[0][0])
+
+    def summaries(
+        self,
+        *,
+        limit: int = 20,
+        token: str = "",
+        states: Sequence[RunState] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> tuple[list[RunSummary], str]:
+        """As :meth:`page`, without what a list does not show."""
+        if states or tags:
+            page, following = self.page(limit=limit, token=token, states=states, tags=tags)
+            return [RunSummary(r.run_id, r.state, r.started_at, r.ended_at, r.tags) for r in page], following
+        values = {"before": _position(token) if token else _LAST, "most": _limit(limit) + 1}
+        rows = self._db.look(_SUMMARIES, values)
+        following = str(rows[limit - 1][0]) if len(rows) > limit else ""
+        return [_summary(row) for row in rows[:limit]], following
 
     def page(
         self,
@@ -240,9 +279,13 @@ class RunStore:
 
     def counts(self) -> dict[RunState, int]:
         """How many runs are in each state; states without runs are 0."""
-        with self._db.engine.connect().execution_options(reading=True) as db:
-            found = db.execute(sa.select(runs.c.state, sa.func.count()).group_by(runs.c.state)).all()
-        return dict.fromkeys(RunState, 0) | {RunState(state): count for state, count in found}
+        version, known = self._counted
+        now = self._db.version()  # before the look: what changes after it is seen the next time
+        if now is None or now != version:
+            found = {RunState(state): int(count) for state, count in self._db.look(_COUNTS, {})}
+            known = dict.fromkeys(RunState, 0) | found
+            self._counted = now, known
+        return dict(known)
 
     def report(self, run_id: str, reports: Sequence[TaskReport]) -> None:
         """Record what became of Luigi tasks. A later report of the same task replaces the earlier."""
@@ -345,6 +388,25 @@ class RunStore:
         if row is None:
             raise NotFound(f"there is no run {run_id!r}")
         return row
+
+
+_LAST = 2**62
+_STATE = sa.select(runs.c.state).where(runs.c.run_id == sa.bindparam("of"))
+_COUNTS = sa.select(runs.c.state, sa.func.count()).group_by(runs.c.state)
+_TAGS: sa.ColumnElement[Any] = sa.literal_column("request -> 'tags'", sa.JSON)  # SQLite since 3.38 and PostgreSQL alike
+_SUMMARIES = (
+    sa.select(runs.c.seq, runs.c.run_id, runs.c.state, runs.c.started_at, runs.c.ended_at, _TAGS)
+    .where(runs.c.seq < sa.bindparam("before", type_=sa.BigInteger))
+    .order_by(runs.c.seq.desc())
+    .limit(sa.bindparam("most", type_=sa.Integer))
+)
+
+
+def _summary(row: Sequence[Any]) -> RunSummary:
+    _, run_id, state, started_at, ended_at, tags = row
+    return RunSummary(
+        run_id, RunState(state), started_at, ended_at, json.loads(tags) if isinstance(tags, str) else tags or {}
+    )
 
 
 def _run(row: Any) -> RunRecord:

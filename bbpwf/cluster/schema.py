@@ -127,8 +127,9 @@ batch_jobs = sa.Table(
     metadata,
     sa.Column("batch_id", sa.String(32), primary_key=True),
     sa.Column("position", sa.Integer, primary_key=True),
-    sa.Column("job_key", sa.String(64), nullable=False, index=True),
+    sa.Column("job_key", sa.String(64), nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Index("ix_batch_jobs_job", "job_key", "batch_id"),
 )
 """Which job, in which attempt, is element ``position`` of a submission."""
 

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -24,7 +24,7 @@ from bbpwf.errors import NotFound, SlurmBusy, SlurmError, SubmitAmbiguous, Submi
 from bbpwf.slurm import sbatch
 from bbpwf.slurm.client import SlurmClient
 from bbpwf.slurm.sbatch import SbatchOptions
-from bbpwf.states import job_state_from_slurm
+from bbpwf.states import JobState, job_state_from_slurm
 from bbpwf.transport.protocol import Transport
 
 _log = logging.getLogger(__name__)
@@ -156,24 +156,27 @@ class SlurmBackend:
             )
         return {s.batch_id: _answer(answers.get(s.batch_id)) for s in submissions}
 
-    def readopt(self, submissions: Sequence[Submission]) -> None:
+    def readopt(self, submissions: Iterable[Submission]) -> None:
         """Nothing to do: Slurm keeps its queue."""
 
     def queue(self) -> list[Entry]:
         """Everything of ours that Slurm remembers."""
         entries = []
+        states: dict[str, JobState | None] = {}
         for job in self._client.queue():
             if not job.comment.startswith(COMMENT) or job.component:  # the first component stands for all
                 continue
+            if job.state not in states:
+                states[job.state] = job_state_from_slurm(job.state)
             entries.append(
                 Entry(
-                    batch_id=job.comment.removeprefix(COMMENT),
-                    position=job.array_index,
-                    scheduler_id=job.display_id,
-                    state=job_state_from_slurm(job.state),
-                    raw=job.state,
-                    reason=job.reason,
-                    ending=job.completing,
+                    job.comment.removeprefix(COMMENT),
+                    job.array_index,
+                    job.display_id,
+                    states[job.state],
+                    job.state,
+                    job.reason,
+                    job.completing,
                 )
             )
         return entries

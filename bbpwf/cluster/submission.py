@@ -133,12 +133,15 @@ class Submitter:
             answers = self._backend.submit(submissions)
         faults.point("submit.after")
         self._shown = None
+        accepted = {each: a.scheduler_id for each, a in answers.items() if isinstance(a, Accepted)}
+        if accepted:
+            self._ledger.accept_all(accepted)
         for batch in batches:
             self._settle(batch, answers.get(batch.batch_id, Unclear("no answer")))
 
     def readopt(self) -> None:
         """After a restart: hand the backend what it had accepted, in case it keeps no queue of its own."""
-        self._backend.readopt([self.submission(batch) for batch in self._ledger.accepted_batches(self._cluster)])
+        self._backend.readopt(self.submission(batch) for batch in self._ledger.accepted_batches(self._cluster))
 
     def submission(self, batch: Batch) -> Submission:
         """Everything that a batch of the ledger is made of."""
@@ -172,7 +175,6 @@ class Submitter:
         batch_id = batch.batch_id
         if isinstance(answer, Accepted):
             self._forget(batch_id)
-            self._ledger.accept(batch_id, answer.scheduler_id)
         elif isinstance(answer, Refused):
             self._forget(batch_id)
             self._ledger.reject(batch_id, answer.reason)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from bbpwf.errors import SlurmError
 from bbpwf.slurm import arrays
@@ -27,8 +27,7 @@ ENVIRONMENT = (
 )
 
 
-@dataclass(frozen=True)
-class QueueEntry:
+class QueueEntry(NamedTuple):
     """One job, or one element of an array.
 
     Args:
@@ -129,8 +128,8 @@ def _expand(fields: list[str], comment: str, name: str) -> list[QueueEntry]:
     if index in {"N/A", ""} or "+" in shown:  # single jobs, and components of heterogeneous ones
         return [entry]
     if index.isdigit():
-        return [replace(entry, array_index=int(index))]
-    return [replace(entry, array_index=each) for each in arrays.parse(index).values]
+        return [entry._replace(array_index=int(index))]
+    return [entry._replace(array_index=each) for each in arrays.parse(index).values]
 
 
 def _time(text: str) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -133,7 +133,7 @@ class MemoryScheduler:
         """Forget ended jobs, as Slurm does after MinJobAge."""
         self.entries = []
 
-    def readopt(self, submissions: Sequence[Submission]) -> None:
+    def readopt(self, submissions: Iterable[Submission]) -> None:
         return None
 
     def queue(self) -> list[Entry]:

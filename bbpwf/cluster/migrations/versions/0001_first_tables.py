@@ -23,7 +23,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("batch_id", "position", name=op.f("pk_batch_jobs")),
     )
     with op.batch_alter_table("batch_jobs", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_batch_jobs_job_key"), ["job_key"], unique=False)
+        batch_op.create_index("ix_batch_jobs_job", ["job_key", "batch_id"], unique=False)
 
     op.create_table(
         "batches",
@@ -173,7 +173,7 @@ def downgrade() -> None:
 
     op.drop_table("batches")
     with op.batch_alter_table("batch_jobs", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_batch_jobs_job_key"))
+        batch_op.drop_index("ix_batch_jobs_job")
 
     op.drop_table("batch_jobs")
     # ### end Alembic commands ###
