@@ -45,3 +45,19 @@ class Link(Sleep):
     def requires(self) -> list[Any]:
         """The one before, if there is one."""
         return [Link(number=self.number - 1, ends=self.ends)] if self.number else []
+
+
+class Later(SbatchTask):
+    """One job that stays in the queue."""
+
+    mark = luigi.Parameter()
+    job_name = "later"
+    sbatch_options = luigi.DictParameter(default={"begin": "now+1day"}, significant=False)
+
+    def command(self) -> str:
+        """Would end at once."""
+        return f": >{self.output().path}"
+
+    def output(self) -> RemoteTarget:
+        """A mark in the run's folder."""
+        return RemoteTarget("later.done")

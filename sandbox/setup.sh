@@ -122,7 +122,7 @@ venv_step() {
         python3 -m venv --clear .venv
     fi
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-        --editable '.[service,gateway,sandbox,dev]'
+        --editable '.[service,postgresql,gateway,sandbox,dev]'
     if ! venv_works; then
         say venv "does not work after installation:"
         .venv/bin/python -c 'import bbpwf, sandbox, service, tasks, luigi, paramiko, sqlalchemy, fastapi, flask, pytest'

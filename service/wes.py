@@ -5,16 +5,18 @@ Optional fields that have no value are absent rather than null. Times are UTC, `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Header, Query, Request
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
 
 import bbpwf
 from bbpwf.clock import utc_iso
-from bbpwf.cluster.runs import MAX_PAGE, RunRecord, RunStore, TaskRecord
+from bbpwf.cluster.runs import MAX_PAGE, RunRecord, RunStore, RunSummary, TaskRecord
 from bbpwf.errors import InvalidInput
 from bbpwf.settings import Settings
 from bbpwf.states import RunState
@@ -23,6 +25,7 @@ from service.forms import json_object, launch_form, text_map
 from service.heads import DEFAULT_WORKERS
 from service.launches import Launches
 from service.pages import PageToken
+from service.quick import looked_up, ready
 
 WORKFLOW_TYPE = "LUIGI"
 LUIGI_VERSION = "3.8"
@@ -64,10 +67,11 @@ def router(wes: Wes) -> APIRouter:
     routes = APIRouter(prefix="/ga4gh/wes/v1", tags=["GA4GH WES 1.1"])
     store = wes.store
 
-    @routes.get("/service-info")
-    def service_info(request: Request) -> Body:
+    @routes.get("/service-info", response_model=Body)
+    async def service_info(request: Request) -> Response:
         """What this service is, offers, and how many runs it has in which state."""
-        return _service_info(wes, wes.base(request))
+        counts = await looked_up(store, store.counts)
+        return ready(_service_info(wes, wes.base(request), counts))
 
     @routes.post("/runs", openapi_extra=_RUN_FORM)
     async def run_workflow(
@@ -86,29 +90,32 @@ def router(wes: Wes) -> APIRouter:
             )
         return {"run_id": run.run_id}
 
-    @routes.get("/runs")
-    def list_runs(
+    @routes.get("/runs", response_model=Body)
+    async def list_runs(
         page_size: Annotated[int, Query(ge=1)] = DEFAULT_PAGE,
         page_token: PageToken = "",
         state: Annotated[list[RunState] | None, Query()] = None,
         tag: Annotated[list[str] | None, Query(description="`name:value`; beyond WES, as is `state`.")] = None,
-    ) -> Body:
+    ) -> Response:
         """The project's runs, newest first."""
         tags = dict(_tag(each) for each in tag or [])
-        page, following = store.page(
-            limit=min(page_size, MAX_PAGE), token=page_token, states=tuple(state or ()), tags=tags
-        )
-        return {"runs": [_summary(run) for run in page], "next_page_token": following}
+        states, limit = tuple(state or ()), min(page_size, MAX_PAGE)
+        if states or tags:
+            page, following = await run_in_threadpool(store.found, limit, page_token, states=states, tags=tags)
+        else:
+            page, following = await looked_up(store, lambda: store.summaries(limit, page_token))
+        return ready({"runs": [_summary(run) for run in page], "next_page_token": following})
 
     @routes.get("/runs/{run_id}")
     def run_log(run_id: str, request: Request) -> Body:
         """A run in full."""
         return _run_log(store.get(run_id), wes.base(request))
 
-    @routes.get("/runs/{run_id}/status")
-    def run_status(run_id: str) -> Body:
+    @routes.get("/runs/{run_id}/status", response_model=Body)
+    async def run_status(run_id: str) -> Response:
         """A run's state."""
-        return {"run_id": run_id, "state": store.get(run_id).state.value}
+        state = await looked_up(store, lambda: store.state(run_id))
+        return ready({"run_id": run_id, "state": state.value})
 
     @routes.post("/runs/{run_id}/cancel")
     def cancel_run(run_id: str, who: Annotated[Caller, Depends(caller)]) -> Body:
@@ -178,7 +185,7 @@ def _time(seconds: float | None) -> str | None:
     return None if seconds is None else utc_iso(seconds)
 
 
-def _summary(run: RunRecord) -> Body:
+def _summary(run: RunSummary) -> Body:
     times = _some(start_time=_time(run.started_at), end_time=_time(run.ended_at))
     return {"run_id": run.run_id, "state": run.state.value, **times, "tags": run.tags}
 
@@ -234,7 +241,7 @@ def task_log(run_id: str, task: TaskRecord, base: str) -> Body:
     )
 
 
-def _service_info(wes: Wes, base: str) -> Body:
+def _service_info(wes: Wes, base: str, counts: Mapping[RunState, int]) -> Body:
     project = wes.settings.project
     return {
         "id": f"bbpwf.{project.project_id}",
@@ -252,7 +259,7 @@ def _service_info(wes: Wes, base: str) -> Body:
             {"name": "workers", "type": "int", "default_value": str(DEFAULT_WORKERS)},
             {"name": "config", "type": "string", "default_value": ""},
         ],
-        "system_state_counts": {state.value: count for state, count in wes.store.counts().items()},
+        "system_state_counts": {state.value: count for state, count in counts.items()},
         "auth_instructions_url": f"{base}/auth/login",
         "tags": {"virtual_lab": project.virtual_lab_id, "project": project.project_id},
     }

@@ -171,22 +171,19 @@ class RunStore:
             raise NotFound(f"there is no run {run_id!r}")
         return RunState(rows[0][0])
 
-    def summaries(
-        self,
-        *,
-        limit: int = 20,
-        token: str = "",
-        states: Sequence[RunState] = (),
-        tags: Mapping[str, str] | None = None,
-    ) -> tuple[list[RunSummary], str]:
-        """As :meth:`page`, without what a list does not show."""
-        if states or tags:
-            page, following = self.page(limit=limit, token=token, states=states, tags=tags)
-            return [RunSummary(r.run_id, r.state, r.started_at, r.ended_at, r.tags) for r in page], following
+    def summaries(self, limit: int = 20, token: str = "") -> tuple[list[RunSummary], str]:
+        """As :meth:`page`, without what a list does not show. Raises InvalidInput."""
         values = {"before": _position(token) if token else _LAST, "most": _limit(limit) + 1}
         rows = self._db.look(_SUMMARIES, values)
         following = str(rows[limit - 1][0]) if len(rows) > limit else ""
         return [_summary(row) for row in rows[:limit]], following
+
+    def found(
+        self, limit: int, token: str, *, states: Sequence[RunState], tags: Mapping[str, str]
+    ) -> tuple[list[RunSummary], str]:
+        """As :meth:`summaries`, of those in one of these states and with all of these tags. Raises InvalidInput."""
+        page, following = self.page(limit=limit, token=token, states=states, tags=tags)
+        return [RunSummary(r.run_id, r.state, r.started_at, r.ended_at, r.tags) for r in page], following
 
     def page(
         self,
