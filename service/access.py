@@ -23,9 +23,12 @@ from bbpwf.errors import BbpwfError, LimitExceeded, NotAuthenticated, NotAuthori
 from bbpwf.redact import Redactor
 from bbpwf.settings import ProjectSettings
 from service import errors
+from service.gateway.passes import HEADER as PASS
+from service.gateway.passes import PassChecker
 
-OPEN = frozenset({"/healthz", "/healthz/", "/auth/login", "/auth/callback", "/auth/logout"})
-"""Paths that anybody may ask; the browser login is how one becomes somebody."""
+LIVENESS = frozenset({"/healthz", "/healthz/"})
+OPEN = LIVENESS | {"/auth/login", "/auth/callback", "/auth/logout"}
+"""Paths that anybody may ask; the browser login is how one becomes somebody. Behind a gateway only liveness is open."""
 
 BROWSED = ("/dashboard", "/api", "/docs", "/openapi.json", "/auth/")
 """Paths where a browser's session stands in for a token, for reading only."""
@@ -88,17 +91,26 @@ class Gate:
     """ASGI middleware that lets members of the project through, and nobody else but to :data:`OPEN` paths."""
 
     def __init__(
-        self, app: ASGIApp, *, authority: Authority, sessions: Sessions, project: ProjectSettings, redactor: Redactor
+        self,
+        app: ASGIApp,
+        *,
+        authority: Authority,
+        sessions: Sessions,
+        project: ProjectSettings,
+        redactor: Redactor,
+        passes: PassChecker | None = None,
     ) -> None:
         self._app = app
         self._authority = authority
         self._sessions = sessions
         self._project = project
         self._redactor = redactor
+        self._passes = passes
+        self._open = OPEN if passes is None else LIVENESS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with ``bbpwf.caller`` in its scope, or answer 401, 403 or 503."""
-        if scope["type"] == "lifespan" or scope.get("path") in OPEN:
+        if scope["type"] == "lifespan" or scope.get("path") in self._open:
             await self._app(scope, receive, send)
             return
         if scope["type"] != "http":  # no other protocol is spoken here; a websocket is closed before it opens
@@ -108,6 +120,7 @@ class Gate:
         headers = Headers(scope=scope)
         try:
             self._own_project(headers)
+            self._through_gateway(headers)
             scope["bbpwf.caller"] = await self._caller(scope, headers)
         except BbpwfError as error:
             response = errors.answer_error(path, error, self._redactor)
@@ -125,6 +138,14 @@ class Gate:
                     f"the header {name} names another project than this instance serves",
                     hint=f"This instance serves project {self._project.project_id}.",
                 )
+
+    def _through_gateway(self, headers: Headers) -> None:
+        """Behind a gateway every request carries its pass, for this project and this very token."""
+        if self._passes is None:
+            return
+        said = self._passes.check(headers.get(PASS, ""), headers.get("authorization", "").partition(" ")[2].strip())
+        if (said.virtual_lab_id, said.project_id) != (self._project.virtual_lab_id, self._project.project_id):
+            raise NotAuthorized("the gateway's pass is for another project than this instance serves")
 
     async def _caller(self, scope: Scope, headers: Headers) -> Caller:
         sent = headers.getlist("authorization")

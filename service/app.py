@@ -30,6 +30,7 @@ from service.authority import ProjectAuthority
 from service.catalogue import Catalogue
 from service.children import Lock
 from service.daemons import agent_daemon, scheduler_daemon
+from service.gateway.passes import PassChecker
 from service.heads import RunFolder
 from service.launches import Launches
 from service.ports import free_port
@@ -112,7 +113,12 @@ def create_app(
         middleware=[
             Middleware(_Headers),
             Middleware(
-                Gate, authority=authority, sessions=sessions, project=settings.project, redactor=instance.redactor
+                Gate,
+                authority=authority,
+                sessions=sessions,
+                project=settings.project,
+                redactor=instance.redactor,
+                passes=PassChecker(settings.service.pass_keys, instance.clock) if settings.service.pass_keys else None,
             ),
             Middleware(BodyLimit, limit=settings.service.max_upload_mb * 1024 * 1024),
         ],

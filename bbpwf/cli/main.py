@@ -150,6 +150,17 @@ def serve(
     serve_here(host, port)
 
 
+@app.command()
+def gateway(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on.", min=-1)] = -1,
+) -> None:
+    """Run the gateway, which starts an instance for every project that is asked for, in the foreground."""
+    from bbpwf.cli.gateway import serve_here
+
+    serve_here(host, port)
+
+
 @app.command(hidden=True)
 def agent(
     until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", help="End with our parent.")] = False,
