@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -36,6 +37,7 @@ def serve(settings: Settings, *, until_stdin_closes: bool, clock: Clock | None =
     """
     faults.arm(os.environ.get(faults.VARIABLE, ""))
     sys.setswitchinterval(SWITCH_S)
+    gc.set_threshold(10_000, 20, 20)  # what a poll makes is let go of by itself; to look through it takes long
     redactor = Redactor()
     log.configure(redactor, level=settings.log_level, as_json=settings.log_json)
     for secret in (settings.oidc.client_secret,):
@@ -51,6 +53,7 @@ def serve(settings: Settings, *, until_stdin_closes: bool, clock: Clock | None =
     agent.ledger.when_fenced = ended.set
     server.start(agent)
     agent.start()
+    gc.freeze()  # modules stay: no collection needs to look at them
     _log.info("the agent serves %s", settings.state)
     while not ended.wait(CLAIM_CHECK_S):
         with contextlib.suppress(LedgerError):  # a database in trouble says nothing about who may use it
