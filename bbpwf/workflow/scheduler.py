@@ -6,14 +6,15 @@ from collections.abc import Iterable
 from typing import Any
 
 from luigi.rpc import RemoteScheduler
-from luigi.scheduler import Scheduler
+
+from bbpwf.workflow.flat import FlatScheduler
 
 _MARK = "@"
 
 
-def in_process() -> Scheduler:
+def in_process() -> FlatScheduler:
     """A scheduler for this run alone. A failed task stays failed: trying again is the agent's or a resume's."""
-    return Scheduler(prune_on_get_work=True, record_task_history=False, retry_delay=-1.0)
+    return FlatScheduler(prune_on_get_work=True, record_task_history=False, retry_delay=-1.0)
 
 
 def central(url: str, run_id: str) -> RunScheduler:
