@@ -13,13 +13,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
+from bbpwf.cluster.migrating import migrate
 from bbpwf.errors import LedgerError
 
 _NAMED = sqlite_dialect.dialect(paramstyle="named")
@@ -141,7 +137,8 @@ def open_database(url: str) -> Database:
     else:
         engine = sa.create_engine(url, pool_pre_ping=True, pool_size=10)
     database = Database(engine)
-    _migrate(database)
+    with database.begin() as connection:
+        migrate(connection)
     return database
 
 
@@ -161,29 +158,3 @@ def _make_sqlite_transactional(engine: sa.Engine) -> None:
     def _begin(connection: sa.Connection) -> None:
         reading = connection.get_execution_options().get("reading", False)
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
-
-
-def migrations_config(url: str = "") -> Config:
-    """Alembic's configuration of our migrations; for :func:`open_database` and ``alembic`` itself."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
-    return config
-
-
-def _migrate(database: Database) -> None:
-    config = migrations_config()
-    head = ScriptDirectory.from_config(config).get_current_head()
-    try:
-        with database.begin() as connection:
-            current = MigrationContext.configure(connection).get_current_revision()
-            if current == head:
-                return
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-    except CommandError as error:
-        raise LedgerError(
-            "the database was written by a newer version of bbpwf",
-            where=database.engine.url.render_as_string(hide_password=True),
-            hint="Upgrade bbpwf, or restore a backup made before the upgrade.",
-        ) from error

@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 
+from bbpwf.cluster import migrating
 from bbpwf.cluster.database import Database, open_database
 from bbpwf.cluster.jobs import JobSpec, TaskReport, job_key
 from bbpwf.cluster.ledger import Ledger
 from bbpwf.cluster.runs import Owner, RunRequest, RunStore
+from bbpwf.cluster.schema import metadata
 from bbpwf.errors import Conflict, InvalidInput, LedgerError, NotFound
 from bbpwf.states import RunState
 from tests.support.clock import ManualClock
@@ -138,11 +143,23 @@ def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         open_database(url)
 
 
-def test_migrations_make_exactly_the_tables_that_the_code_uses(database: Database) -> None:
-    from alembic.autogenerate import compare_metadata
-    from alembic.migration import MigrationContext
+def test_migrations_make_exactly_the_tables_that_the_code_uses(tmp_path: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'm.db'}")
+    with engine.begin() as connection:
+        migrating.upgrade(connection)
+        state = MigrationContext.configure(connection)
+        assert compare_metadata(state, metadata) == []
+        assert state.get_current_revision() == migrating.REVISION
+    engine.dispose()
 
-    from bbpwf.cluster.schema import metadata
 
-    with database.engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+def test_a_new_database_is_what_migrations_would_make(tmp_path: Path) -> None:
+    found = []
+    for make in (migrating.migrate, migrating.upgrade):
+        engine = sa.create_engine(f"sqlite:///{tmp_path / make.__name__}.db")
+        with engine.begin() as connection:
+            make(connection)
+            found.append(connection.exec_driver_sql("SELECT name FROM sqlite_master ORDER BY name").all())
+            found.append(connection.exec_driver_sql("SELECT version_num FROM alembic_version").all())
+        engine.dispose()
+    assert found[:2] == found[2:]
