@@ -5,6 +5,7 @@
 #   accounting Debian packages for the tests on a Slurm that keeps accounting (likewise)
 #   browser    Debian packages for the tests that drive a browser (likewise)
 #   container  Debian packages for the container image and the tests that run containers (likewise)
+#   keycloak   .keycloak: a real Keycloak for the tests of logins, with Debian's Java and Maven (likewise)
 #   venv       .venv: bbpwf, its service, sandbox and developer tools, as pinned in constraints.txt
 #   software   .software: the cluster's software environment, as pinned in sandbox/software.txt
 #   marks      prints the pytest marker expression for what this machine can run; does nothing
@@ -22,6 +23,11 @@ cluster_packages=(slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:m
 accounting_packages=(slurmdbd:slurmdbd mariadbd:mariadb-server)
 browser_packages=(chromium:chromium chromedriver:chromium-driver)
 container_packages=(dockerd:docker.io debootstrap:debootstrap)
+keycloak_packages=(java:default-jre-headless mvn:maven)
+
+# runs on Debian's Java 17
+keycloak_version=26.3.5
+keycloak_sha256=95756bdfd7540fafaf28874a8eb8d0d4c55977344a3b7821e9bd3a22bfb2b6a6
 
 have() {
     case $1 in
@@ -161,11 +167,56 @@ software_step() {
     echo "$hash" >.stamps/software
 }
 
+keycloak_works() {
+    [ -s .keycloak/data/h2/keycloakdb.mv.db ] && [ -s .keycloak/admin-password ] &&
+        [ -s .keycloak/lib/quarkus/quarkus-application.dat ] && [ -z "$(lacking "${keycloak_packages[@]}")" ]
+}
+
+keycloak_step() {
+    local hash draft=.keycloak.new zip=keycloak-quarkus-dist-$keycloak_version.zip
+    hash=$(printf '%s\n' "$keycloak_sha256" "$(declare -f make_keycloak)" | sha256sum | cut -d' ' -f1)
+    if stamped keycloak "$hash" && keycloak_works; then
+        say keycloak "up to date"
+        return
+    fi
+    packages_step keycloak "without them the tests on a real Keycloak are left out" "${keycloak_packages[@]}" 9>&-
+    [ -z "$(lacking "${keycloak_packages[@]}")" ] || return 0
+    say keycloak "fetching Keycloak $keycloak_version and building it for here (about a minute)"
+    rm -rf .keycloak "$draft"
+    mkdir "$draft"
+    if ! mvn -q -B org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy -DoutputDirectory="$PWD/$draft" \
+        -Dartifact="org.keycloak:keycloak-quarkus-dist:$keycloak_version:zip" >&2; then
+        say keycloak "it cannot be had now: the tests on a real Keycloak are left out"
+        rm -rf "$draft"
+        return 0
+    fi
+    echo "$keycloak_sha256  $draft/$zip" | sha256sum --quiet --check >&2
+    python3 -m zipfile -e "$draft/$zip" "$draft"
+    make_keycloak "$draft/keycloak-$keycloak_version"
+    mv "$draft/keycloak-$keycloak_version" .keycloak
+    rm -rf "$draft"
+    echo "$hash" >.stamps/keycloak
+}
+
+# make_keycloak FOLDER: built for what is used here, with an empty database that each instance begins with
+make_keycloak() {
+    (
+        cd "$1"
+        umask 077
+        python3 -c 'import secrets; print(secrets.token_urlsafe(24))' >admin-password
+        bash bin/kc.sh build --db=dev-file --http-relative-path=/auth \
+            --features-disabled=admin,account,kerberos,ciba,organization,impersonation
+        KC_CACHE=local KC_PASSWORD=$(cat admin-password) bash bin/kc.sh bootstrap-admin user --optimized \
+            --username admin --password:env KC_PASSWORD
+    ) >"$1.log" 2>&1 || { cat "$1.log" >&2; return 1; }
+}
+
 marks_step() {
     local terms=()
     [ -z "$(lacking "${cluster_packages[@]}")" ] || terms+=("not slurm")
     [ -z "$(lacking "${accounting_packages[@]}")" ] || terms+=("not accounting")
     [ -z "$(lacking "${browser_packages[@]}")" ] || terms+=("not browser")
+    keycloak_works || terms+=("not keycloak")
     # a daemon of one's own takes root, and a kernel that has what containers are made of
     [ "$(id -u)" -eq 0 ] && [ -z "$(lacking "${container_packages[@]}")" ] &&
         [ -d /sys/fs/cgroup ] || terms+=("not container")
@@ -196,6 +247,7 @@ for step in "$@"; do
                 "${container_packages[@]}" 9>&-
             ;;
         browser) packages_step browser "without them the tests that drive a browser are left out" "${browser_packages[@]}" 9>&- ;;
+        keycloak) keycloak_step ;;
         venv) venv_step ;;
         software) software_step ;;
         marks) marks_step ;;
