@@ -75,10 +75,14 @@ def run(
 
     Parameters of the task follow, as Luigi's own command line has them: --amplitude 0.2 --fast
     """
+    from bbpwf.cli import ahead
     from bbpwf.cli.luigi_arguments import parameters
-    from bbpwf.cli.run import run_here
 
-    code = run_here(module, task, parameters(context.args), config, resume=resume, json_output=json_output)
+    params = parameters(context.args)
+    with ahead.begin() as begun:  # connects while the rest is imported
+        from bbpwf.cli.run import run_here
+
+        code = run_here(begun, module, task, params, config, resume=resume, json_output=json_output)
     raise typer.Exit(code)
 
 

@@ -16,17 +16,15 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from bbpwf import log, settings
+from bbpwf import log
 from bbpwf.cli import show
+from bbpwf.cli.ahead import Ahead
 from bbpwf.cli.credentials import Credentials
 from bbpwf.cli.exits import INTERRUPTED, exit_code_of_run
 from bbpwf.cli.follow import Follower, conclude
-from bbpwf.cli.wiring import build_agent
-from bbpwf.clock import Clock, SystemClock
+from bbpwf.clock import Clock
 from bbpwf.cluster.agent import Agent
-from bbpwf.cluster.database import open_database
 from bbpwf.cluster.runs import Owner, RunRecord, RunRequest, RunStore
-from bbpwf.cluster.server import lock_state
 from bbpwf.errors import BbpwfError, ClusterFailed, Conflict, DeadlineExceeded, InvalidInput
 from bbpwf.redact import Redactor
 from bbpwf.settings import Settings
@@ -46,9 +44,9 @@ _log = logging.getLogger(__name__)
 
 
 def run_here(
-    module: str, task: str, params: dict[str, str], config: Path | None, *, resume: str, json_output: bool
+    begun: Ahead, module: str, task: str, params: dict[str, str], config: Path | None, *, resume: str, json_output: bool
 ) -> int:
-    """Run a graph, or go on with an earlier run; the exit code.
+    """Run a graph, or go on with an earlier run, with what was begun already; the exit code.
 
     Raises:
         BbpwfError: the run could not begin.
@@ -57,21 +55,15 @@ def run_here(
         raise InvalidInput("give either MODULE and TASK, or --resume RUN_ID")
     if resume and (params or config):
         raise InvalidInput("a run is resumed with the parameters and config that it began with")
-    configured, clock, redactor = settings.load(), SystemClock(), Redactor()
-    configured.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = lock_state(configured.state)
-    try:
-        store = RunStore(open_database(configured.database), clock)
-        paths: tuple[str, ...] = ()
-        if resume:
-            run = _again(store, resume)
-        else:
-            asked, paths = _request(module, task, params, config), _paths(module)
-            validate(_head_request(RunRecord(run_id="check", **_UNBORN, request=asked), configured, paths))
-            run = store.create(asked, _me())
-        return _Here(configured, clock, redactor, store, run).go(paths, json_output=json_output)
-    finally:
-        os.close(lock)
+    configured, store = begun.settings, begun.agent.runs
+    paths: tuple[str, ...] = ()
+    if resume:
+        run = _again(store, resume)
+    else:
+        asked, paths = _request(module, task, params, config), _paths(module)
+        validate(_head_request(RunRecord(run_id="check", **_UNBORN, request=asked), configured, paths))
+        run = store.create(asked, _me())
+    return _Here(begun, store, run).go(paths, json_output=json_output)
 
 
 def _request(module: str, task: str, params: dict[str, str], config: Path | None) -> RunRequest:
@@ -105,11 +97,21 @@ def _again(store: RunStore, run_id: str) -> RunRecord:
 class _Here:
     """One run in this process."""
 
-    settings: Settings
-    clock: Clock
-    redactor: Redactor
+    begun: Ahead
     store: RunStore
     run: RunRecord
+
+    @property
+    def settings(self) -> Settings:
+        return self.begun.settings
+
+    @property
+    def clock(self) -> Clock:
+        return self.begun.clock
+
+    @property
+    def redactor(self) -> Redactor:
+        return self.begun.redactor
 
     def go(self, paths: tuple[str, ...], *, json_output: bool) -> int:
         run_id = self.run.run_id
@@ -138,7 +140,7 @@ class _Here:
         return request
 
     def _with_agent(self, request: HeadRequest, cancellation: Cancellation, *, json_output: bool) -> Outcome:
-        agent = build_agent(self.settings, self.clock, self.redactor)
+        agent = self.begun.agent
         ended = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(agent, ended, json_output), daemon=True)
         agent.start()
@@ -158,7 +160,6 @@ class _Here:
             ended.set()
             watcher.join(10.0)
             agent.release_run(request.run_id)
-            agent.stop()
 
     def _reach_cluster(self, agent: Agent, cancellation: Cancellation) -> None:
         """Wait for the cluster. Raises ClusterFailed or DeadlineExceeded, with its reason."""

@@ -73,10 +73,10 @@ class Agent:
             if self.ledger.live_count(cluster=name):
                 cluster.ensure()
 
-    def stop(self) -> None:
-        """End all threads and connections. Jobs go on."""
+    def stop(self, within: float = 10.0) -> None:
+        """End all threads and connections, at most ``within`` seconds each. Jobs go on."""
         for cluster in self._clusters.values():
-            cluster.stop()
+            cluster.stop(within)
 
     def cluster(self, name: str = "default") -> ClusterRuntime:
         """A cluster by name. Raises InvalidParameter for an unknown one."""

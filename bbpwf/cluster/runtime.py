@@ -135,8 +135,8 @@ class ClusterRuntime:
         if self._monitor is not None:
             self._monitor.poll_soon()
 
-    def stop(self) -> None:
-        """End all threads and connections. Jobs go on."""
+    def stop(self, within: float = 10.0) -> None:
+        """End all threads and connections; wait at most ``within`` seconds for each thread. Jobs go on."""
         self._stopping.set()
         for part in (self._submitter, self._monitor):
             if part is not None:
@@ -146,7 +146,7 @@ class ClusterRuntime:
             self._connected.backend.close()
         for thread in (*self._threads, self._starting):
             if thread is not None and thread is not threading.current_thread():
-                thread.join(10.0)
+                thread.join(within)
 
     def _progress(self, state: str, reason: str) -> None:
         with self._guard:
