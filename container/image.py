@@ -6,11 +6,12 @@ What is made lies in ``.container/``: ``bbpwf-image.tar`` (for ``docker load``),
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+import fcntl
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -42,9 +43,12 @@ def build(client: docker.DockerClient, *, source: Path = HERE.parent, cache: Pat
         client.images.get(whole_base)
     except ImageNotFound:
         repository, _, tag = whole_base.partition(":")
-        client.api.import_image_from_file(str(base.archive(cache)), repository=repository, tag=tag)
+        with _alone(cache):
+            archive = base.archive(cache)
+        client.api.import_image_from_file(str(archive), repository=repository, tag=tag)
     with tempfile.TemporaryFile() as context:
-        _pack(context, wheels.gather(source, cache))
+        with _alone(cache):
+            _pack(context, wheels.gather(source, cache))
         context.seek(0)
         try:
             image, _ = client.images.build(
@@ -61,6 +65,15 @@ def build(client: docker.DockerClient, *, source: Path = HERE.parent, cache: Pat
             raise RuntimeError(f"the image could not be built:\n{said[-3000:]}") from error
     image.tag(TAG, "latest")
     return f"{TAG}:{bbpwf.__version__}"
+
+
+@contextlib.contextmanager
+def _alone(cache: Path) -> Iterator[None]:
+    """One at a time fills the cache."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _pack(context: IO[bytes], wheels_: Sequence[Path]) -> None:
@@ -91,7 +104,6 @@ def save(client: docker.DockerClient, tag: str, target: Path) -> None:
 
 def main() -> None:
     """Build everything, and say where it is."""
-    CACHE.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="bbpwf-d-", dir="/tmp"))  # sockets want short paths
     try:
         with dockerd.running(folder) as client:
@@ -100,7 +112,7 @@ def main() -> None:
             save(client, tag, CACHE / "bbpwf-image.tar")
             listed = sbom.write(client, tag, CACHE / "bbpwf-sbom.cdx.json")
     finally:
-        shutil.rmtree(folder)
+        dockerd.remove(folder)
     bundle.write(wheels.gather(HERE.parent, CACHE), CACHE / "bbpwf-gateway.zip")
     sys.stdout.write(
         f"{tag}: {size:.0f} MB, {listed} components\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -22,6 +23,10 @@ class Phase(Enum):
     """It ended by itself and as it should, for want of work, or a person stopped it."""
     GONE = "gone"
     """It ended otherwise, or there is no trace of it."""
+
+
+AS_IT_SHOULD = frozenset({0, 128 + signal.SIGTERM})
+"""Exit codes of an instance that stopped itself, or that was asked to stop and did so in good order."""
 
 
 @dataclass(frozen=True)

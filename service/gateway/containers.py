@@ -22,7 +22,7 @@ from bbpwf.errors import InstanceFailed, InvalidConfig
 from bbpwf.redact import Redactor
 from bbpwf.settings import GatewaySettings
 from service.gateway.authorizer import Project
-from service.gateway.backend import Found, Order, Phase, Sighting
+from service.gateway.backend import AS_IT_SHOULD, Found, Order, Phase, Sighting
 
 _log = logging.getLogger(__name__)
 
@@ -202,8 +202,8 @@ class DockerBackend:
     @staticmethod
     def _ended(state: Mapping[str, Any]) -> Sighting:
         code = int(state["ExitCode"])
-        if code == 0:
-            return Sighting(Phase.RESTING, reason="it ended by itself")
+        if code in AS_IT_SHOULD:
+            return Sighting(Phase.RESTING, reason="it ended in good order")
         reason = "it ran out of memory" if state.get("OOMKilled") else f"it ended with code {code}"
         return Sighting(Phase.GONE, reason=f"{reason}: {state['Error']}" if state.get("Error") else reason)
 

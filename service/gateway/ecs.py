@@ -20,7 +20,7 @@ from bbpwf.clock import Clock
 from bbpwf.errors import InstanceFailed
 from bbpwf.settings import AwsSettings, GatewaySettings
 from service.gateway.authorizer import Project
-from service.gateway.backend import Found, Order, Phase, Sighting
+from service.gateway.backend import AS_IT_SHOULD, Found, Order, Phase, Sighting
 
 _log = logging.getLogger(__name__)
 
@@ -157,7 +157,8 @@ def sighting(task: Mapping[str, Any]) -> Sighting:
     reason = str(task.get("stoppedReason", "")) or f"its task is {status}"
     if status != "STOPPED":
         return Sighting(Phase.STARTING, reason=f"its task is ending: {reason}"[:300])
-    if task.get("stopCode") in _ON_PURPOSE or (codes and all(code == 0 for code in codes)):
+    stopped_itself = task.get("stopCode") == "EssentialContainerExited" and codes and AS_IT_SHOULD.issuperset(codes)
+    if task.get("stopCode") in _ON_PURPOSE or stopped_itself:
         return Sighting(Phase.RESTING, reason=reason[:300])
     return Sighting(Phase.GONE, reason=reason[:300])
 
