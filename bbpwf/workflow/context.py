@@ -69,6 +69,14 @@ class RunContext:
         """``path`` on the cluster, from the root; a relative one is taken from the run's folder."""
         return path if path.startswith("/") else str(self.folder(cluster) / path)
 
+    def catch_up(self) -> None:
+        """Learn what became of the run's jobs meanwhile: a forked process hears of it only by asking."""
+        seen = self.agent.observe(self.jobs.complete_to)
+        while seen.jobs:
+            self.jobs.update(seen.jobs)
+            self.jobs.complete_to = seen.version
+            seen = self.agent.observe(seen.version)
+
     def nexus(self) -> NexusClient:
         """The run's Nexus project, as its user; each process has a client of its own.
 

@@ -7,6 +7,7 @@ and no thread belongs to a job.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,6 +35,7 @@ from bbpwf.workflow.reporting import Reporter
 from bbpwf.workflow.request import Failure
 from bbpwf.workflow.results import ResultQueue
 from bbpwf.workflow.targets import absent, prefetched
+from bbpwf.workflow.tasks import JobTask
 from bbpwf.workflow.watch import Watcher
 
 _log = logging.getLogger(__name__)
@@ -51,6 +53,9 @@ OUTPUT_PATIENCE = 15.0
 """Seconds for a file that a node wrote to be seen from the head node."""
 
 OUTPUT_STEP = 0.5
+TRUSTED = 60.0
+"""Seconds for which a task that was seen to be complete is not asked again whether it is."""
+
 PROGRESS_INTERVAL = 1.0
 PROGRESS_CALLS = 50
 """Most calls to Luigi's scheduler about progress in one interval."""
@@ -70,11 +75,9 @@ class Dispatcher:
         self._reporter = reporter
         self._patience = patience
         self.results = ResultQueue(self.pump, self.next_due)
-        known = context.agent.observe(0)
-        while known.jobs:  # what an earlier head of the run left behind
-            context.jobs.update(known.jobs)
-            known = context.agent.observe(known.version)
-        self._watcher = Watcher(context.agent, known.version, self.results.wake)
+        context.catch_up()  # with what an earlier head of the run left behind
+        self._watcher = Watcher(context.agent, context.jobs.complete_to, self.results.wake)
+        self._complete: dict[str, float] = {}
         self._by_key: dict[str, JobProcess] = {}
         self._waiting: list[tuple[JobProcess, list[JobSpec]]] = []
         self._waiting_since = 0.0
@@ -108,9 +111,12 @@ class Dispatcher:
                 self._end(process, FAILED, f"Unfulfilled dependencies at run time: {', '.join(missing)}", missing)
                 return
             task.trigger_event(Event.START, task)
-            plan = task.plan(self._context)
+            plan = task.plan(self._context) if isinstance(task, JobTask) else None
         except Exception as error:  # noqa: BLE001 the task's own code: whatever it raises fails the task
             self._fail(process, error)
+            return
+        if plan is None:  # nothing to run
+            self._succeed(process)
             return
         process.progress.total = plan.total
         if not plan.jobs:
@@ -143,6 +149,7 @@ class Dispatcher:
         if idle or (self._waiting and self._is_time_to_submit()):
             self.submit()
         self._take_in(self._watcher.take())
+        self._context.jobs.complete_to = self._watcher.taken
         self._check_outputs()
         self._show_progress()
         self._reporter.flush()
@@ -313,8 +320,17 @@ class Dispatcher:
 
     # -- beside
 
+    def note_complete(self, task_id: str, complete: bool) -> None:
+        """A task was seen to be complete, or not to be."""
+        if complete:
+            self._complete[task_id] = time.monotonic()
+        else:
+            self._complete.pop(task_id, None)
+
     def _missing_dependencies(self, task: Any) -> list[str]:
-        dependencies = task.deps()
+        """Dependencies that are not complete, not asking those that were a moment ago."""
+        recently = time.monotonic() - TRUSTED
+        dependencies = [each for each in task.deps() if self._complete.get(each.task_id, -math.inf) < recently]
         outputs = [
             target for each in dependencies if not isinstance(each, ArrayTask) for target in flatten(each.output())
         ]

@@ -13,6 +13,8 @@ class JobTable:
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[JobState, int]] = {}
+        self.complete_to = 0
+        """The version up to which everything is known."""
 
     def update(self, views: Iterable[JobView]) -> list[JobView]:
         """Take these sightings in; answers those that are news, older or equal ones are dropped."""

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from luigi.task import DynamicRequirements, flatten
+from luigi.task_status import PENDING
 from luigi.worker import ContextManagedTaskProcess, TaskStatusReporter
 
 from bbpwf.cluster.jobs import JobView
 from bbpwf.states import JobState
-from bbpwf.workflow.tasks import JobTask
+from bbpwf.workflow.arrays import ArrayTask
+from bbpwf.workflow.context import current
+from bbpwf.workflow.targets import prefetched
 
 KEPT_FAILURES = 1000
 """Failed elements of one array whose details are kept; beyond that they are only counted."""
+
+_GO_ON = b"go on"
 
 
 class Starter(Protocol):
@@ -82,7 +90,7 @@ class JobProcess:
     exitcode: int | None = None
 
     def __init__(
-        self, task: JobTask, worker_id: str, starter: Starter, reporter: TaskStatusReporter, worker_timeout: int
+        self, task: Any, worker_id: str, starter: Starter, reporter: TaskStatusReporter, worker_timeout: int
     ) -> None:
         self.task = task
         self.worker_id = worker_id
@@ -145,7 +153,33 @@ class HeldProcess:
 
 
 class LocalProcess(ContextManagedTaskProcess):
-    """A plain Luigi task in a forked process, which does not outlive the worker."""
+    """A plain Luigi task in a forked process, which does not outlive the worker.
+
+    A ``run()`` that yields tasks which are not complete waits for them in its process, until the worker says
+    :meth:`go_on` or :meth:`give_up`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]  # Luigi's is untyped
+        self._ear, self._mouth = multiprocessing.Pipe(duplex=False)
+
+    # -- in the worker's process
+
+    def go_on(self) -> None:
+        """Let the process look again for what its task asked for."""
+        if self.worker_timeout:
+            self.timeout_time = time.time() + self.worker_timeout
+        self._tell(_GO_ON)
+
+    def give_up(self) -> None:
+        """Let the process end without a result."""
+        self._tell(b"")
+
+    def _tell(self, word: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it was killed while it waited, which the worker will see
+            self._mouth.send_bytes(word)
+
+    # -- in its own
 
     def run(self) -> None:
         """Run the task with the default reaction to signals, whatever the worker's own is."""
@@ -153,6 +187,37 @@ class LocalProcess(ContextManagedTaskProcess):
             signal.signal(number, signal.SIG_DFL)
         _die_with_parent()
         super().run()  # type: ignore[no-untyped-call]  # Luigi's is untyped
+
+    def _run_get_new_deps(self) -> None:
+        """Run the task to its end, telling the worker of each demand that is not met."""
+        steps = self.task.run()
+        if not isinstance(steps, Generator):
+            return
+        answer = None
+        while True:
+            try:
+                asked = steps.send(answer)
+            except StopIteration:
+                return
+            wanted = asked if isinstance(asked, DynamicRequirements) else DynamicRequirements(asked)
+            while not self._met(wanted):
+                tasks = [(t.task_module, t.task_family, t.to_str_params()) for t in wanted.flat_requirements]
+                self.result_queue.put((self.task.task_id, PENDING, "", [], tasks))
+                self._wait(steps)
+            answer = wanted.paths
+
+    def _met(self, wanted: Any) -> bool:
+        """Whether everything that was asked for is complete; one look for all remote outputs."""
+        jobs = [each for each in wanted.flat_requirements if not isinstance(each, ArrayTask)]
+        with prefetched(target for each in jobs for target in flatten(each.output())):
+            return bool(wanted.complete(self.check_complete))
+
+    def _wait(self, steps: Generator[Any, Any, Any]) -> None:
+        if self._ear.recv_bytes() != _GO_ON:
+            with contextlib.suppress(Exception):
+                steps.close()
+            os._exit(0)
+        current().catch_up()
 
 
 def _die_with_parent() -> None:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from bbpwf.cluster.api import RunAgent
-from bbpwf.cluster.jobs import JobView
+from bbpwf.cluster.jobs import JobView, Observation
 from bbpwf.errors import BbpwfError
 from bbpwf.workflow.patience import AgentGone
 
@@ -29,9 +29,9 @@ class Watcher:
 
     def __init__(self, agent: RunAgent, since: int, ring: Callable[[], None]) -> None:
         self._agent = agent
-        self._since = since
+        self._since = self.taken = since
         self._ring = ring
-        self._news: deque[tuple[JobView, ...]] = deque()
+        self._news: deque[Observation] = deque()
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
@@ -45,7 +45,7 @@ class Watcher:
         self._stopping.set()
 
     def take(self) -> list[JobView]:
-        """What changed since the last call.
+        """What changed since the last call, up to the version :attr:`taken`.
 
         Raises:
             AgentGone: the agent went away for good.
@@ -54,7 +54,9 @@ class Watcher:
             raise self._error
         taken: list[JobView] = []
         while self._news:
-            taken.extend(self._news.popleft())
+            seen = self._news.popleft()
+            taken.extend(seen.jobs)
+            self.taken = seen.version
         return taken
 
     def _run(self) -> None:
@@ -75,7 +77,7 @@ class Watcher:
                 return
             self._since = seen.version
             if seen.jobs and not self._stopping.is_set():
-                self._news.append(seen.jobs)
+                self._news.append(seen)
                 self._announce()
 
     def _announce(self) -> None:
