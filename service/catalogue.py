@@ -50,7 +50,9 @@ class Catalogue:
         self._clock = clock
         self._slots = threading.BoundedSemaphore(AT_ONCE)
         self._lock = threading.Lock()
-        self._sound: OrderedDict[str, None] = OrderedDict()
+        self._turns = [threading.Lock() for _ in range(16)]
+        self._sound: OrderedDict[str, tuple[dict[str, str], OrderedDict[str, None]]] = OrderedDict()
+        """By what else there is to a launch: its task's free parameters, and shapes of parameters found sound."""
         self._listed: tuple[float, dict[str, Any]] | None = None
         self._listing = threading.Lock()
 
@@ -60,12 +62,29 @@ class Catalogue:
         Raises:
             UnknownTask, InvalidParameter, InvalidConfig, InvalidInput: what does not, and where.
         """
-        body = request.model_dump(mode="json", include=_WHAT_COUNTS)
-        key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-        with self._lock:
-            if key in self._sound:
-                self._sound.move_to_end(key)
+        of = _digest(request.model_dump(mode="json", include=_WHAT_COUNTS))
+        if self._is_sound(of, request.workflow_params):
+            return
+        with self._turns[int(of[:2], 16) % len(self._turns)]:  # the first of many alike looks for all of them
+            if self._is_sound(of, request.workflow_params):
                 return
+            free = self._look_at(request).get("free") or {}
+            with self._lock:
+                known = self._sound[of] = self._sound.get(of) or (free, OrderedDict())
+                self._sound.move_to_end(of)
+                known[1][_shape(request.workflow_params, known[0])] = None
+                while len(known[1]) > _REMEMBERED:
+                    known[1].popitem(last=False)
+                while len(self._sound) > _REMEMBERED:
+                    self._sound.popitem(last=False)
+
+    def _is_sound(self, of: str, params: dict[str, Any]) -> bool:
+        """Whether such a launch was found sound before, but for values that may be any of their kind."""
+        with self._lock:
+            known = self._sound.get(of)
+            return known is not None and _shape(params, known[0]) in known[1]
+
+    def _look_at(self, request: RunRequest) -> dict[str, Any]:
         folder = Path(tempfile.mkdtemp(prefix="check-", dir=self._scratch()))
         try:
             attachments = folder / "attachments" if request.attachments else None
@@ -75,13 +94,9 @@ class Catalogue:
                 run_id="check", state=RunState.QUEUED, request=request, owner=Owner(sub="check"), created_at=0.0
             )
             question = head_request(run, self._settings, attachments).model_dump_json()
-            self._ask(["validate"], question, folder, attachments)
+            return self._ask(["validate"], question, folder, attachments)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        with self._lock:
-            self._sound[key] = None
-            while len(self._sound) > _REMEMBERED:
-                self._sound.popitem(last=False)
 
     def tasks(self) -> dict[str, Any]:
         """``{"tasks": [...], "errors": [...]}``: what the instance offers, and modules that cannot be imported."""
@@ -123,7 +138,28 @@ class Catalogue:
         return answer
 
 
-_WHAT_COUNTS = {"workflow_url", "workflow_params", "workflow_engine_parameters", "attachments"}
+_WHAT_COUNTS = {"workflow_url", "workflow_engine_parameters", "attachments"}
+_KINDS: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+}
+
+
+def _digest(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _shape(params: dict[str, Any], free: dict[str, str]) -> str:
+    """What two sets of parameters have in common that are equally sound: all but the values of free parameters."""
+    return _digest([[name, *_of_kind(value, free.get(name))] for name, value in sorted(params.items())])
+
+
+def _of_kind(value: Any, kind: str | None) -> tuple[Any, Any]:
+    if kind is not None and isinstance(value, _KINDS[kind]) and isinstance(value, bool) == (kind == "boolean"):
+        return "any", kind
+    return "this", value
 
 
 def _error(body: Any) -> BbpwfError:

@@ -106,7 +106,8 @@ class Launches:
         )
         self._catalogue.validate(request)
         run = self._store.create(request, caller.owner, idempotency_key)
-        self._folder_of(run.run_id).attach(run)
+        if run.request.attachments:
+            self._folder_of(run.run_id).attach(run)
         self._supervisor.launched(run.run_id, caller.token)
         return run
 

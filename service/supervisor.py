@@ -53,6 +53,7 @@ class Supervisor:
         self._around = around
         self._store = around.store
         self._inbox: queue.SimpleQueue[tuple[str, SecretStr | None]] = queue.SimpleQueue()
+        self._changed: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._waiting: dict[str, SecretStr | None] = {}
@@ -76,11 +77,12 @@ class Supervisor:
     def launched(self, run_id: str, token: SecretStr | None) -> None:
         """A run was queued; ``token`` is its owner's and stays in memory."""
         self._inbox.put((run_id, token))
-        self._wake.set()
+        if len(self._active) < self._around.max_runs:  # without a free slot, the next look is soon enough
+            self._wake.set()
 
     def changed(self, run_id: str) -> None:
         """A run's state was changed by a request."""
-        del run_id
+        self._changed.put(run_id)
         self._wake.set()
 
     def problem(self) -> str:
@@ -140,12 +142,20 @@ class Supervisor:
         self._active.pop(watched.run_id, None)
 
     def _admit(self) -> None:
-        """Take waiting runs, oldest first, as far as there are slots; a cancel needs none."""
-        for run_id, token in list(self._waiting.items()):
-            state = self._store.get(run_id).state
-            if len(self._active) >= self._around.max_runs and state is not RunState.CANCELING:
+        """Take waiting runs, oldest first, as far as there are slots; a cancel needs none.
+
+        Thousands may wait: while there is no slot only those are looked at that a request changed.
+        """
+        due = [] if len(self._active) >= self._around.max_runs else list(self._waiting)
+        while not self._changed.empty():
+            due.append(self._changed.get())
+        for run_id in due:
+            if run_id not in self._waiting:
                 continue
-            del self._waiting[run_id]
+            state = self._store.state(run_id)
+            if len(self._active) >= self._around.max_runs and not (state.terminal or state is RunState.CANCELING):
+                continue
+            token = self._waiting.pop(run_id)
             if not state.terminal and state is not RunState.PAUSED:
                 self._active[run_id] = Watched(run_id, self._around.folder_of(run_id), token)
 

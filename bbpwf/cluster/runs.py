@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from bbpwf.cluster.database import Database
 from bbpwf.cluster.jobs import JobView, TaskReport
 from bbpwf.cluster.schema import jobs, run_tags, runs, tasks
 from bbpwf.cluster.views import job_view
-from bbpwf.errors import Conflict, InvalidInput, NotFound
+from bbpwf.errors import Conflict, InvalidInput, LedgerError, NotFound
 from bbpwf.states import JobState, RunState
 
 MAX_PAGE = 1000
@@ -108,6 +109,47 @@ class TaskRecord(_Frozen):
     command: str = Field("", description="The script of the job, as submitted.")
 
 
+class _Creation:
+    """A run that somebody waits for: made, or not for a reason."""
+
+    def __init__(self, request: RunRequest, owner: Owner, key: str) -> None:
+        self.request = request
+        self.owner = owner
+        self.key = key
+        self.body = request.model_dump(mode="json")
+        self.made: RunRecord | None = None
+        self.error: Exception | None = None
+
+    def fingerprint(self) -> str:
+        """Of what was asked for."""
+        return hashlib.sha256(json.dumps(self.body, sort_keys=True).encode()).hexdigest()
+
+    def repeat(self, fingerprint: str, run: RunRecord, asked: str) -> None:
+        """The key was used before, for a request with this fingerprint."""
+        if fingerprint == asked:
+            self.made = run
+            return
+        self.error = Conflict(
+            f"the idempotency key {self.key!r} was used for another launch, run {run.run_id}",
+            hint="Use a new key for a new request.",
+        )
+
+
+def _new_row(run: RunRecord, body: dict[str, Any], fingerprint: str, key: str) -> dict[str, Any]:
+    return {
+        "run_id": run.run_id,
+        "state": run.state.value,
+        "reason": "",
+        "request": body,
+        "fingerprint": fingerprint,
+        "idempotency_key": key or None,
+        "sub": run.owner.sub,
+        "username": run.owner.username,
+        "incarnation": 1,
+        "created_at": run.created_at,
+    }
+
+
 class RunStore:
     """The runs of one instance. Safe to use from several processes at once."""
 
@@ -116,6 +158,8 @@ class RunStore:
         self._clock = clock
         self.embedded = database.embedded
         """Whether an event loop may call :meth:`state`, :meth:`summaries` and :meth:`counts` itself."""
+        self._creations: list[_Creation] = []
+        self._creating, self._guard = threading.Lock(), threading.Lock()
         self._counted: tuple[tuple[int, int] | None, dict[RunState, int]] = None, {}
 
     def create(self, request: RunRequest, owner: Owner, idempotency_key: str = "") -> RunRecord:
@@ -124,40 +168,58 @@ class RunStore:
         Raises:
             Conflict: the key was used for a different request.
         """
-        body = request.model_dump(mode="json")
-        fingerprint = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-        run_id = "r" + secrets.token_hex(10)
-        with self._db.begin() as db:
-            if idempotency_key:
-                found = db.execute(
-                    sa.select(runs).where(runs.c.sub == owner.sub, runs.c.idempotency_key == idempotency_key)
-                ).first()
-                if found is not None:
-                    if found.fingerprint != fingerprint:
-                        raise Conflict(
-                            f"the idempotency key {idempotency_key!r} was used for another launch, run {found.run_id}",
-                            hint="Use a new key for a new request.",
-                        )
-                    return _run(found)
-            db.execute(
-                runs.insert().values(
-                    run_id=run_id,
-                    state=RunState.QUEUED.value,
-                    reason="",
-                    request=body,
-                    fingerprint=fingerprint,
-                    idempotency_key=idempotency_key or None,
-                    sub=owner.sub,
-                    username=owner.username,
-                    incarnation=1,
-                    created_at=self._clock.now(),
-                )
-            )
-            if request.tags:
-                db.execute(
-                    run_tags.insert(), [{"run_id": run_id, "name": k, "value": v} for k, v in request.tags.items()]
-                )
-            return _run(db.execute(sa.select(runs).where(runs.c.run_id == run_id)).one())
+        mine = _Creation(request, owner, idempotency_key)
+        with self._guard:
+            self._creations.append(mine)
+        with self._creating:  # whoever comes first writes for all who came meanwhile: one commit, one wait for the disk
+            if mine.made is None and mine.error is None:
+                with self._guard:
+                    batch, self._creations = self._creations, []
+                self._create(batch)
+        if mine.error is not None:
+            raise mine.error
+        if mine.made is None:
+            raise LedgerError("the run was not written", retryable=True)
+        return mine.made
+
+    def _create(self, batch: Sequence[_Creation]) -> None:
+        try:
+            with self._db.begin() as db:
+                keyed: dict[tuple[str, str], tuple[str, RunRecord]] = {}
+                for each in batch:
+                    if not each.key:
+                        continue
+                    of = runs.c.sub == each.owner.sub, runs.c.idempotency_key == each.key
+                    found = db.execute(sa.select(runs).where(*of)).first()
+                    if found is not None:
+                        keyed[each.owner.sub, each.key] = found.fingerprint, _run(found)
+                rows, tags = [], []
+                for each in batch:
+                    fingerprint = each.fingerprint()
+                    known = keyed.get((each.owner.sub, each.key))
+                    if known is not None:
+                        each.repeat(*known, fingerprint)
+                        continue
+                    made = RunRecord(
+                        run_id="r" + secrets.token_hex(10),
+                        state=RunState.QUEUED,
+                        request=each.request,
+                        owner=each.owner,
+                        created_at=self._clock.now(),
+                    )
+                    each.made = made
+                    if each.key:
+                        keyed[each.owner.sub, each.key] = fingerprint, made
+                    rows.append(_new_row(made, each.body, fingerprint, each.key))
+                    named = each.request.tags.items()
+                    tags += [{"run_id": made.run_id, "name": name, "value": value} for name, value in named]
+                if rows:
+                    db.execute(runs.insert(), rows)
+                if tags:
+                    db.execute(run_tags.insert(), tags)
+        except Exception as error:  # noqa: BLE001 every one of them hears of it
+            for each in batch:
+                each.made, each.error = None, each.error or error
 
     def get(self, run_id: str) -> RunRecord:
         """The run. Raises NotFound."""

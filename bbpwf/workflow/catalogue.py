@@ -4,7 +4,7 @@
 
     list [--path DIR]... MODULE...    {"tasks": [...], "errors": [...]}; `describe` is the same
     show [--path DIR]... MODULE:TASK  one task
-    validate < request.json           {"ok": true}, or {"error": {"type", "message", "hint"}}
+    validate < request.json           {"free": {name: kind}}, or {"error": {"type", "message", "hint"}}
 
 Whoever calls it sets the limits on its time. What modules print goes to standard error.
 """
@@ -24,6 +24,7 @@ from luigi.task_register import Register
 from bbpwf.errors import BbpwfError, InvalidInput
 from bbpwf.workflow.building import build, extend_path, find_task, import_module, tasks_of
 from bbpwf.workflow.config import luigi_config
+from bbpwf.workflow.freedom import free_parameters
 from bbpwf.workflow.request import HeadRequest, parse_request
 from bbpwf.workflow.schema import describe
 
@@ -47,8 +48,10 @@ def show(name: str) -> dict[str, Any]:
     return describe(module, find_task(import_module(module), task))
 
 
-def validate(request: HeadRequest) -> None:
-    """Return if the request could run: module, task, parameters and config make sense.
+def validate(request: HeadRequest) -> dict[str, str]:
+    """The task's free parameters, if the request could run: module, task, parameters and config make sense.
+
+    A request that differs in values of these alone can run, too; see :mod:`bbpwf.workflow.freedom`.
 
     Raises:
         InvalidInput: what does not.
@@ -58,7 +61,9 @@ def validate(request: HeadRequest) -> None:
     with luigi_config(request.config_file) as config:
         module = import_module(request.module, attachments=request.attachments)
         config.check()
-        build(find_task(module, request.task), request.params)
+        cls = find_task(module, request.task)
+        build(cls, request.params)
+        return free_parameters(cls)
 
 
 def error_body(error: BbpwfError) -> dict[str, str]:
@@ -89,8 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answer(arguments: argparse.Namespace) -> dict[str, Any]:
     try:
         if arguments.command == "validate":
-            validate(parse_request(sys.stdin.buffer.read(), where="standard input"))
-            return {"ok": True}
+            return {"free": validate(parse_request(sys.stdin.buffer.read(), where="standard input"))}
         extend_path(arguments.path)
         with luigi_config(None):
             return show(arguments.name) if arguments.command == "show" else listing(arguments.modules)

@@ -294,7 +294,7 @@ def test_modules_are_described_and_checked_in_a_process_of_their_own(stage: Stag
     assert error["module"] == "broken_flow"
     assert "No module named 'absent_thing'" in error["message"]
     assert "broken_flow.py" in error["hint"]
-    for task, expected in {"Report": {"ok": True}, "Nothing": "UnknownTask"}.items():
+    for task, expected in {"Report": "", "Nothing": "UnknownTask"}.items():
         stage.request(task)
         done = subprocess.run(
             [*catalogue, "validate"],
@@ -305,4 +305,5 @@ def test_modules_are_described_and_checked_in_a_process_of_their_own(stage: Stag
             check=True,
         )
         said = json.loads(done.stdout)
-        assert said == expected or said["error"]["type"] == expected
+        assert said.get("error", {}).get("type", "") == expected
+        assert ("free" in said) == (not expected)
