@@ -12,6 +12,7 @@
     ├── Conflict                the request contradicts what is already recorded
     ├── AccessError
     │   ├── NotAuthenticated    no valid token
+    │   │   └── LoginNeeded     a run can act for its owner no more until they log in again
     │   └── NotAuthorized       a valid token that does not allow this
     ├── LimitExceeded           an output or upload over its cap
     ├── DeadlineExceeded        a wait that reached its limit
@@ -107,6 +108,12 @@ class AccessError(BbpwfError):
 
 class NotAuthenticated(AccessError):
     """There is no valid token."""
+
+
+class LoginNeeded(NotAuthenticated):
+    """There is no way left to act for a run's owner: they have to log in again. Until then the run can wait."""
+
+    retryable = True
 
 
 class NotAuthorized(AccessError):

@@ -108,6 +108,11 @@ class OidcSettings(_Section):
     client_secret: SecretStr | None = Field(None, description="Secret of a confidential client.")
     cli_client_id: str = Field("obi-entitysdk-auth", description="Public client of the command line.")
     audience: str = Field("", description="Required `aud`; unchecked if empty, as the platform sets none.")
+    offline_keys: tuple[SecretStr, ...] = Field(
+        (),
+        description="Fernet keys that offline logins are encrypted with in the database: the first for new ones, all "
+        "for reading. Without any, offline logins are not taken.",
+    )
     leeway_s: int = Field(10, ge=0, le=60, description="Clock skew allowed on `exp`, `nbf` and `iat`.")
 
 

@@ -40,7 +40,7 @@ def serve(settings: Settings, *, until_stdin_closes: bool, clock: Clock | None =
     gc.set_threshold(10_000, 20, 20)  # what a poll makes is let go of by itself; to look through it takes long
     redactor = Redactor()
     log.configure(redactor, level=settings.log_level, as_json=settings.log_json)
-    for secret in (settings.oidc.client_secret,):
+    for secret in (settings.oidc.client_secret, *settings.oidc.offline_keys):
         if secret is not None:
             redactor.add(secret.get_secret_value())
     ended = threading.Event()
@@ -51,6 +51,7 @@ def serve(settings: Settings, *, until_stdin_closes: bool, clock: Clock | None =
     server = AgentServer(settings.state, redactor)
     agent = build_agent(settings, clock or SystemClock(), redactor)
     agent.ledger.when_fenced = ended.set
+    agent.parks_runs = True
     server.start(agent)
     agent.start()
     gc.freeze()  # modules stay: no collection needs to look at them

@@ -9,12 +9,13 @@ from pydantic import SecretStr
 from bbpwf.clock import Clock
 from bbpwf.cluster.agent import Agent, Archive
 from bbpwf.cluster.connectors import LocalConnector, ProvisionedConnector, SshConnector
+from bbpwf.cluster.consents import Consents
 from bbpwf.cluster.database import open_database
 from bbpwf.cluster.jobs import Archived
 from bbpwf.cluster.ledger import Ledger
 from bbpwf.cluster.runs import RunStore
 from bbpwf.cluster.runtime import ClusterRuntime, Connected, Connector
-from bbpwf.cluster.tokens import ServiceLogin, Tokens
+from bbpwf.cluster.tokens import Renew, Renewed, ServiceLogin, Tokens
 from bbpwf.redact import Redactor
 from bbpwf.settings import ClusterSettings, Settings
 
@@ -45,9 +46,17 @@ def build_agent(settings: Settings, clock: Clock, redactor: Redactor) -> Agent:
         runtimes["local"] = ClusterRuntime(
             "local", LocalConnector(local), ledger, clock, local, spool=_spool(local, ledger)
         )
-    tokens = Tokens(clock, redactor, service_login=_service_login(settings, clock, redactor))
+    runs = RunStore(database, clock)
+    tokens = Tokens(
+        clock,
+        redactor,
+        service_login=_service_login(settings, clock, redactor),
+        consents=Consents(database, settings.oidc.offline_keys, clock),
+        renew=_renew(settings, clock, redactor),
+        owner_of=lambda run_id: runs.get(run_id).owner.sub,
+    )
     archive = _archive(settings, cluster, clock, runtimes["default"])
-    return Agent(ledger, RunStore(database, clock), runtimes, tokens, clock, archive)
+    return Agent(ledger, runs, runtimes, tokens, clock, archive)
 
 
 def effective_cluster(settings: Settings) -> ClusterSettings:
@@ -98,6 +107,15 @@ def _service_login(settings: Settings, clock: Clock, redactor: Redactor) -> Serv
         return tokens.access, tokens.expires_at
 
     return login
+
+
+def _renew(settings: Settings, clock: Clock, redactor: Redactor) -> Renew:
+    def renew(client_id: str, token: SecretStr) -> Renewed:
+        from bbpwf.platform.login import Login
+
+        return Login(settings.oidc, clock, client_id=client_id, redactor=redactor).refresh(token)
+
+    return renew
 
 
 def _archive(settings: Settings, cluster: ClusterSettings, clock: Clock, runtime: ClusterRuntime) -> Archive | None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import posixpath
@@ -20,15 +21,18 @@ from bbpwf.cluster.jobs import Archived, ClusterInfo, JobSpec, JobView, Observat
 from bbpwf.cluster.ledger import Ledger
 from bbpwf.cluster.runs import RunStore
 from bbpwf.cluster.runtime import ClusterRuntime, Connected
-from bbpwf.cluster.tokens import Tokens
+from bbpwf.cluster.tokens import PARKED, Tokens
 from bbpwf.errors import (
     ArchiveError,
     CommandFailed,
+    Conflict,
     InvalidInput,
     InvalidParameter,
     LimitExceeded,
+    LoginNeeded,
     NotFound,
 )
+from bbpwf.states import RunState
 from bbpwf.transport.protocol import Completed, FileStat, Transport
 
 _log = logging.getLogger(__name__)
@@ -66,6 +70,8 @@ class Agent:
         self.clock = clock
         self.archive = archive
         self._clusters = dict(clusters)
+        self.parks_runs = False
+        """Whether there is a service that ends the heads of paused runs, and resumes them after a login."""
 
     def start(self) -> None:
         """Pick up every job that has not ended: clusters with such jobs are reached at once."""
@@ -101,6 +107,13 @@ class Agent:
         """The run has ended: give back the nodes that it still holds. Idempotent."""
         for cluster in self._clusters.values():
             cluster.release(run_id)
+
+    def park(self, run_id: str, why: str) -> None:
+        """Pause a run that needs its owner to log in; one that is not RUNNING stays as it is."""
+        if not self.parks_runs or self.runs.get(run_id).state is not RunState.RUNNING:
+            return
+        with contextlib.suppress(Conflict):  # somebody moved it this very moment
+            self.runs.move(run_id, RunState.PAUSED, f"{PARKED}{why}")
 
     def read_log(self, run_id: str, job_key: str, offset: int, limit: int) -> bytes:
         """A part of a job's log. Raises NotFound when the job is not this run's or has written none."""
@@ -258,7 +271,11 @@ class BoundAgent:
 
     def access_token(self) -> str:
         """A short-lived token for Nexus."""
-        return self._agent.tokens.get(self._run_id).get_secret_value()
+        try:
+            return self._agent.tokens.get(self._run_id).get_secret_value()
+        except LoginNeeded as error:
+            self._agent.park(self._run_id, str(error))
+            raise
 
     def report(self, tasks: Sequence[TaskReport]) -> None:
         """Record Luigi tasks."""

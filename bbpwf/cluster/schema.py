@@ -44,6 +44,19 @@ runs = sa.Table(
     sa.UniqueConstraint("sub", "idempotency_key"),
 )
 
+consents = sa.Table(
+    "consents",
+    metadata,
+    sa.Column("sub", sa.String(255), primary_key=True),
+    sa.Column("username", sa.String(255), nullable=False),
+    sa.Column("client_id", sa.String(255), nullable=False),
+    sa.Column("sealed", sa.Text, nullable=False),
+    sa.Column("given_at", sa.Float, nullable=False),
+    sa.Column("lost_at", sa.Float),
+    sa.Column("reason", sa.Text, nullable=False, default=""),
+)
+"""Offline tokens of people, encrypted; see :mod:`bbpwf.cluster.consents`. A lost one keeps its row and no token."""
+
 run_tags = sa.Table(
     "run_tags",
     metadata,

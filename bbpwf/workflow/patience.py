@@ -14,7 +14,7 @@ from bbpwf.clock import Clock
 from bbpwf.cluster.api import READ_LIMIT, RunAgent
 from bbpwf.cluster.client import AgentClient
 from bbpwf.cluster.jobs import Archived, ClusterInfo, JobSpec, JobView, Observation, TaskReport
-from bbpwf.errors import ConnectFailed, TransportError
+from bbpwf.errors import ConnectFailed, IdentityUnavailable, LoginNeeded, TransportError
 from bbpwf.redact import Redactor
 from bbpwf.transport.protocol import Completed, FileStat
 
@@ -29,6 +29,9 @@ PATIENCE = 120.0
 
 CREATION_PATIENCE = 7200.0
 """Seconds that a cluster may take to be made: ParallelCluster's own limit is an hour, and it may have to queue."""
+
+LOGIN_PATIENCE = 7200.0
+"""Seconds that the identity provider may be away, or a login may be wanting; a parked run's head is ended before."""
 
 
 class AgentGone(BaseException):
@@ -130,6 +133,10 @@ class PatientAgent:
                         raise AgentGone(f"the agent has been away for {self._patience:.0f} s: {error}") from error
                     if waited > CREATION_PATIENCE or not (cluster and self._is_coming(cluster)):
                         raise
+                _log.warning("%s is tried again: %s", what, error)
+            except (IdentityUnavailable, LoginNeeded) as error:
+                if not error.retryable or self._clock.monotonic() - began > LOGIN_PATIENCE:
+                    raise
                 _log.warning("%s is tried again: %s", what, error)
             self._clock.sleep(wait)
             if threading.get_ident() == self._thread:

@@ -43,6 +43,17 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_batches_cluster"), ["cluster"], unique=False)
 
     op.create_table(
+        "consents",
+        sa.Column("sub", sa.String(length=255), nullable=False),
+        sa.Column("username", sa.String(length=255), nullable=False),
+        sa.Column("client_id", sa.String(length=255), nullable=False),
+        sa.Column("sealed", sa.Text(), nullable=False),
+        sa.Column("given_at", sa.Float(), nullable=False),
+        sa.Column("lost_at", sa.Float(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("sub", name=op.f("pk_consents")),
+    )
+    op.create_table(
         "facts",
         sa.Column("name", sa.String(length=100), nullable=False),
         sa.Column("value", sa.Text(), nullable=False),
@@ -168,6 +179,7 @@ def downgrade() -> None:
 
     op.drop_table("jobs")
     op.drop_table("facts")
+    op.drop_table("consents")
     with op.batch_alter_table("batches", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_batches_cluster"))
 
