@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
-from bbpwf import shell
+from bbpwf import faults, shell
 from bbpwf.clock import Clock
 from bbpwf.cluster.backend import Accepted, Answer, Backend, Entry, PutOff, Refused, Submission
 from bbpwf.cluster.causes import TOLD
@@ -140,6 +140,7 @@ class AllocatingBackend:
             if not open_:
                 break
             closed = self._hand_over(open_, homes)
+            faults.point("allocation.handed")
             for each in open_:
                 key = homes[each.batch_id]
                 if key in closed:
@@ -189,6 +190,7 @@ class AllocatingBackend:
             escalations=0,
         )
         self._run('mkdir -p "$1" && cd "$1" && : >>requests && : >>alive && : >>steps', [folder])
+        faults.point("allocation.made")
         self._ledger.plan([spec], 1)
         with self._guard:
             self._runs[key] = run_id
@@ -319,6 +321,7 @@ class AllocatingBackend:
             return
         self._run('cd "$1" && : >released && echo "Q ." >>requests', [f"{self._spool}/allocations/{key}"])
         self._over.add(key)
+        faults.point("allocation.released")
         if view.state is not JobState.RUNNING:
             self._ledger.cancel(view.run_id, [key])
 

@@ -1,4 +1,4 @@
-"""What the cluster still knows of jobs that its queue no longer runs: their exit records, and the ends of their logs.
+"""What lies on the cluster's disk for jobs that its queue no longer runs, or must not: exit records, logs, cancels.
 
 One round trip each, for all jobs that are asked about.
 """
@@ -18,6 +18,7 @@ MOST_LOGS = 200
 """Logs that are looked into in one round trip; others have their turn at the next."""
 _TAIL_BYTES = 2048
 _RECORDS = 'cd "$1" || exit 0; while IFS= read -r d; do cat "$d"/exit.* 2>/dev/null; done; exit 0'
+_FORBID = 'cd "$1" || exit 0; while read -r batch i; do : >"batches/$batch/cancel.$i"; done 2>/dev/null; exit 0'
 _LOGS = """
 cd "$1" || exit 0
 while read -r batch i; do
@@ -47,6 +48,12 @@ def exit_records(transport: Transport, spool: str, jobs: Sequence[Live]) -> dict
             if present is None or event.record.restart >= present.record.restart:
                 found[event.batch_id, event.position] = event
     return found
+
+
+def forbid(transport: Transport, spool: str, jobs: Iterable[Live]) -> None:
+    """Let none of these begin any more, whatever queue it may still come from: see wrapper.sh."""
+    stdin = "".join(f"{job.batch_id} {job.position}\n" for job in jobs).encode()
+    transport.run(["bash", "-c", _FORBID, "forbid", spool], stdin=stdin)
 
 
 def slurm_in_logs(transport: Transport, spool: str, jobs: Iterable[Live]) -> dict[Place, str]:

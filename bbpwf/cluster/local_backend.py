@@ -1,13 +1,15 @@
 """Jobs as processes of this machine: the same wrapper, leases, logs and exit records as on a cluster.
 
-A process outlives the agent that started it (it has a session of its own). After a restart the agent finds
-running ones by the process id and start time that are noted beside their lease, and starts those that have none.
+A process outlives the agent that started it (it has a session of its own), and names itself in its lease by process id
+and start time: there the agent finds it after a restart. What has no lease is started (again): of two processes the
+lease lets one run, whichever agent started it.
 Time limits are kept; memory limits are not.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from bbpwf import faults
 from bbpwf.cluster.backend import Accepted, Answer, Entry, Refused, Submission
 from bbpwf.cluster.jobs import Resources
 from bbpwf.cluster.retries import NO_LIMITS, PartitionLimits
@@ -28,6 +31,10 @@ from bbpwf.errors import TransportError
 from bbpwf.states import JobState
 from bbpwf.transport.protocol import Transport
 
+_log = logging.getLogger(__name__)
+
+_CANCELLED = "cancelled"
+"""What the lease of an element names that is not to begin."""
 _KILL_WAIT_S = 10.0
 _TICK_S = 0.2
 
@@ -103,7 +110,9 @@ class LocalBackend:
             folder.mkdir(parents=True, exist_ok=True)
             text, extra = manifest(list(submission.scripts))
             for name, content in {"job.sh": job_script(submission.folder), "manifest": text, **extra}.items():
-                (folder / name).write_text(content)
+                draft = folder / f"{name}.new"  # an element that an earlier agent started may be reading it
+                draft.write_text(content)
+                draft.replace(folder / name)
         except OSError as error:
             raise TransportError(f"cannot write {folder}: {error.strerror}", where="local") from error
         limit = submission.resources.time_limit
@@ -135,10 +144,12 @@ class LocalBackend:
         if any(element.folder.glob(f"exit.{element.position}.*")):
             self._ended[place] = (element.scheduler_id, None)
             return
-        if (element.folder / f"lease.{element.position}").is_symlink():
-            pid = _alive(element.folder / f"pid.{element.position}")
+        owner = _owner(element)
+        if owner is not None:
+            pid = _alive(owner)
             if pid is None:
-                self._ended[place] = (element.scheduler_id, JobState.NODE_FAIL)
+                state = JobState.CANCELLED if owner == _CANCELLED else JobState.NODE_FAIL
+                self._ended[place] = (element.scheduler_id, state)
             else:
                 self._running[place] = _Running(element, pid, None, None)
             return
@@ -177,14 +188,23 @@ class LocalBackend:
             kept: deque[_Element] = deque()
             for element in self._waiting:
                 if element.scheduler_id in wanted:
-                    place = (element.batch_id, element.position)
-                    self._ended[place] = (element.scheduler_id, JobState.CANCELLED)
+                    self._keep_from_starting(element)
                 else:
                     kept.append(element)
             self._waiting = kept
             for running in self._running.values():
                 if running.element.scheduler_id in wanted and running.told is None:
                     self._end(running, JobState.CANCELLED)
+
+    def _keep_from_starting(self, element: _Element) -> None:
+        """Nothing has run it so far, unless an agent that was killed had started it a moment before."""
+        with contextlib.suppress(FileExistsError):
+            _lease(element).symlink_to(_CANCELLED)
+        pid = _alive(_owner(element) or "")
+        if pid is None:
+            self._ended[element.batch_id, element.position] = (element.scheduler_id, JobState.CANCELLED)
+        else:
+            self._running[element.batch_id, element.position] = _Running(element, pid, None, None)
 
     def _end(self, running: _Running, why: JobState) -> None:
         running.told = why
@@ -213,7 +233,12 @@ class LocalBackend:
         now = time.monotonic()
         for place, running in list(self._running.items()):
             gone = running.process.poll() is not None if running.process else not _started(running.pid)
-            if gone:
+            owner = _alive(_owner(running.element) or "") if gone else None
+            if owner is not None:  # an earlier agent had started it, too, and that one was first
+                self._running[place] = other = _Running(running.element, owner, None, running.deadline)
+                if running.told is not None:
+                    self._end(other, running.told)
+            elif gone:
                 del self._running[place]
                 failed = None if any(running.element.folder.glob(f"exit.{place[1]}.*")) else JobState.FAILED
                 self._ended[place] = (running.element.scheduler_id, running.told or failed)
@@ -233,14 +258,19 @@ class LocalBackend:
             if element.throttle and peers >= element.throttle:
                 skipped.append(element)
                 continue
-            self._start(element)
+            try:
+                self._start(element)
+            except OSError as error:  # a full disk, too many processes: it waits
+                _log.warning("%s cannot be started now: %s", element.scheduler_id, error)
+                skipped.append(element)
+                break
         self._waiting.extendleft(reversed(skipped))
 
     def _start(self, element: _Element) -> None:
         place = (element.batch_id, element.position)
         kept = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", *MODULES)
         env = {name: os.environ[name] for name in kept if name in os.environ}
-        env |= {"BBPWF_INDEX": str(element.position), "BBPWF_ID": element.scheduler_id}
+        env |= {"BBPWF_INDEX": str(element.position), "BBPWF_ID": element.scheduler_id, "BBPWF_LOCAL": "1"}
         with (element.folder / f"log.{element.position}").open("ab") as log:
             process = subprocess.Popen(
                 ["bash", str(element.folder / "job.sh")],
@@ -251,7 +281,7 @@ class LocalBackend:
                 cwd="/",
                 start_new_session=True,
             )
-        (element.folder / f"pid.{element.position}").write_text(f"{process.pid} {_started(process.pid)}")
+        faults.point("local.started")
         deadline = None if element.time_limit is None else time.monotonic() + element.time_limit
         self._running[place] = _Running(element, process.pid, process, deadline)
 
@@ -269,12 +299,22 @@ def _started(pid: int) -> str:
     return "" if fields[0] == "Z" else fields[19]
 
 
-def _alive(note: Path) -> int | None:
-    """The process id in ``note`` if that very process still runs."""
+def _lease(element: _Element) -> Path:
+    return element.folder / f"lease.{element.position}"
+
+
+def _owner(element: _Element) -> str | None:
+    """Whom an element's lease names; ``None`` if nobody has taken it."""
     try:
-        pid, _, started = note.read_text().partition(" ")
+        return str(_lease(element).readlink())
     except OSError:
         return None
+
+
+def _alive(owner: str) -> int | None:
+    """The process id in ``scheduler id:process id:start time`` if that very process still runs."""
+    _, _, noted = owner.partition(":")
+    pid, _, started = noted.partition(":")
     return int(pid) if started and _started(int(pid)) == started else None
 
 

@@ -20,7 +20,7 @@ from bbpwf.cluster.backend import Backend, Entry
 from bbpwf.cluster.budget import Budget
 from bbpwf.cluster.causes import requeue_reason, suspicious, waiting_reason
 from bbpwf.cluster.changes import Sighting
-from bbpwf.cluster.inquest import Place, exit_records, place, slurm_in_logs
+from bbpwf.cluster.inquest import Place, exit_records, forbid, place, slurm_in_logs
 from bbpwf.cluster.ledger import Ledger, Live
 from bbpwf.cluster.spool import Ended, Event, EventReader, Fenced, Folder, Started
 from bbpwf.cluster.verdict import Evidence, decisive, ended_sighting, verdict
@@ -282,7 +282,7 @@ class Monitor:
         """Ask jobs that are marked to be cancelled, and are still there, to end; and look again soon.
 
         What the queue shows of them counts beside what was recorded: of two copies of a submission, which an answer
-        that was lost for too long can lead to, neither may be left to begin.
+        that was lost for too long can lead to, neither may be left to begin: not even one that the queue does not show.
         """
         if self._ledger.live_count(cluster=self._cluster, cancelled=True) == 0:
             return
@@ -294,6 +294,7 @@ class Monitor:
                 ids.add(shown.scheduler_id)
         if ids:
             faults.point("cancel.before")
+            forbid(self._backend.transport, self._spool, marked)
             with self._budget.spend("cancel"):
                 self._backend.cancel(sorted(ids))
             faults.point("cancel.after")

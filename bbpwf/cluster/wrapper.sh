@@ -1,5 +1,6 @@
 # What every job runs. Bash 4.2 or later; no process is started that is not needed (each costs milliseconds on a
-# busy node). Set before this text: B (the submission's folder), E (the event file), BATCH (the submission's id).
+# busy node). Set before this text: B (the submission's folder), E (the event file), BATCH (the submission's id), GROUPS_OF
+# and GROUPS_AT (where the kernel says which control groups this process is in, and where it shows what they use).
 #
 #   lease.<i>       symlink made first, naming the scheduler's job that owns element i; a duplicate ends here
 #   exit.<i>.<r>    the exit record of restart r: one line, complete when it ends in " ."
@@ -12,11 +13,18 @@ if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then id=${SLURM_ARRAY_JOB_ID}_$i; else id=$
 node=${SLURMD_NODENAME:-$HOSTNAME}
 now() { t=${EPOCHREALTIME:-$(date +%s.%N)}; t=${t/,/.}; }
 now; t0=$t
+own=$id
+if [ -n "${BBPWF_LOCAL:-}" ]; then # the process is the job: nothing else tells one start of it from the next
+    read -r stat <"/proc/$$/stat"
+    rest=(${stat##*) })
+    own=$id:$$:${rest[19]}
+    unset BBPWF_LOCAL
+fi
 
 tries=60 # on a full disk a lease and a record can wait for a minute; a job without either is a job lost
-while ! ln -s "$id" "$B/lease.$i" 2>/dev/null; do
+while ! ln -s "$own" "$B/lease.$i" 2>/dev/null; do
     owner=$(readlink "$B/lease.$i")
-    [ "$owner" = "$id" ] && break
+    [ "$owner" = "$own" ] && break
     if [ -z "$owner" ] && [ $((tries--)) -gt 0 ]; then
         sleep 1
         continue
@@ -30,14 +38,28 @@ while ! ln -s "$id" "$B/lease.$i" 2>/dev/null; do
     printf 'D %s %s %s %s %s .\n' "$BATCH" "$i" "$id" "$r" "$t0" >>"$E"
     exit 73
 done
+peak() { # most memory that the job had on this node, MiB, where Slurm gave it a control group of its own
+    local controllers group file bytes
+    [ -z "${BBPWF_ID:-}" ] || return # a step shares its allocation's
+    while IFS=: read -r _ controllers group; do
+        case $group in */job_*/*) group=${group%"/${group#*/job_*/}"} ;; */job_*) ;; *) continue ;; esac
+        case $controllers in
+            "") file=$GROUPS_AT$group/memory.peak ;;
+            *memory*) file=$GROUPS_AT/memory$group/memory.max_usage_in_bytes ;;
+            *) continue ;;
+        esac
+        read -r bytes <"$file" && memory=" m$(((bytes + 1048575) / 1048576))"
+    done <"$GROUPS_OF"
+} 2>/dev/null
 finish() { # code signal
     now
-    local cpu="" stat rest
+    local cpu="" memory="" stat rest
+    peak
     if read -r stat 2>/dev/null <"/proc/$$/stat"; then # hundredths of a second that ended children had: user, system
         rest=(${stat##*) })
         cpu=" c$((rest[13] + rest[14]))"
     fi
-    local record="X $BATCH $i $id $r $1 $2 $t0 $t $node$cpu ."
+    local record="X $BATCH $i $id $r $1 $2 $t0 $t $node$cpu$memory ."
     local tries=60
     until { printf '%s\n' "$record" >"$B/exit.$i.$r"; } 2>/dev/null || [ $((tries--)) -le 0 ]; do sleep 1; done
     printf '\n%s\n' "$record" >>"$E" # a line of its own, whatever a full disk left of the one before

@@ -68,11 +68,6 @@ class Writer:
         with self._reading() as db:
             return fact(db, name)
 
-    def remember(self, name: str, value: str) -> None:
-        """Remember a value under a name."""
-        with self._writing("remember") as db:
-            put_fact(db, name, value)
-
     @contextmanager
     def _writing(self, what: str) -> Iterator[sa.Connection]:
         """One transaction of the writer; ``what`` names its fault points, just before and just after the commit."""

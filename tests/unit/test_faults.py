@@ -3,6 +3,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,7 +35,13 @@ def test_points_that_were_not_armed_do_nothing() -> None:
     assert passed("") == (0, "1\n2\n3\n")
 
 
-@pytest.mark.parametrize("text", ["here", "here=", "here=0", "=1", "here=x"])
+def test_it_leaves_the_name_of_the_point_where_it_is_told_to(tmp_path: Path) -> None:
+    (tmp_path / "died").write_text("there\n")
+    assert passed(f"@{tmp_path / 'died'},elsewhere=1,here=1") == (-signal.SIGKILL, "1\n")
+    assert (tmp_path / "died").read_text() == "there\nhere\n"
+
+
+@pytest.mark.parametrize("text", ["here", "here=", "here=0", "=1", "here=x", "@here"])
 def test_what_is_no_fault_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="fault point"):
         faults.arm(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +14,11 @@ from bbpwf.cluster.database import open_database
 from bbpwf.cluster.jobs import ExitRecord, JobSpec, JobView, job_key
 from bbpwf.cluster.ledger import Ledger
 from bbpwf.cluster.monitor import Monitor
-from bbpwf.cluster.spool import Ended, Started
+from bbpwf.cluster.spool import Ended, Folder, Started, job_script, manifest
 from bbpwf.cluster.submission import AMBIGUITY_S, Submitter
 from bbpwf.errors import ConnectionLost
 from bbpwf.states import JobState
+from bbpwf.transport.local import LocalTransport
 from tests.support.clock import ManualClock
 from tests.support.scheduler import MemoryScheduler
 
@@ -319,6 +322,29 @@ def test_cancel_asks_until_the_job_is_gone(engine: Engine) -> None:
     assert (engine.view().state, engine.view().reason) == (JobState.CANCELLED, "cancelled")
     engine.monitor.poll()
     assert engine.scheduler.cancelled == ["101", "101"]
+
+
+def test_a_cancelled_job_does_not_begin_from_a_copy_that_the_queue_hides(tmp_path: Path) -> None:
+    engine = Engine(f"sqlite:///{tmp_path / 'l.db'}", MemoryScheduler(transport=LocalTransport()), ManualClock())
+    engine.monitor = Monitor(
+        engine.ledger,
+        engine.scheduler,
+        engine.clock,
+        cluster="default",
+        spool=str(tmp_path),
+        poll_s=30,
+        lost_after_s=600,
+    )
+    folder = Folder(str(tmp_path), engine.submitted(2))
+    Path(folder.path).mkdir(parents=True)
+    Path(folder.path, "manifest").write_text(manifest([f"touch {tmp_path}/ran.{position}" for position in (0, 1)])[0])
+    engine.ledger.cancel("run", [job_key("run", "t0")])
+    engine.monitor.poll()
+    for position in (0, 1):
+        job = ["bash", "-c", job_script(folder)]
+        subprocess.run(job, env=os.environ | {"SLURM_ARRAY_TASK_ID": str(position)}, check=False, timeout=60)
+    assert sorted(path.name for path in tmp_path.glob("ran.*")) == ["ran.1"]
+    engine.database.close()
 
 
 def test_of_two_copies_of_a_submission_the_living_one_counts_and_cancel_reaches_both(engine: Engine) -> None:
