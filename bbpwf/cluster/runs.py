@@ -217,6 +217,8 @@ class RunStore:
                     db.execute(runs.insert(), rows)
                 if tags:
                     db.execute(run_tags.insert(), tags)
+                faults.point("runs.create.before")
+            faults.point("runs.create.after")
         except Exception as error:  # noqa: BLE001 every one of them hears of it
             for each in batch:
                 each.made, each.error = None, each.error or error
@@ -328,7 +330,10 @@ class RunStore:
                     outcome=None,
                 )
             )
-            return _run(self._row(db, run_id))
+            resumed = _run(self._row(db, run_id))
+            faults.point("runs.resume.before")
+        faults.point("runs.resume.after")
+        return resumed
 
     def unfinished(self) -> list[RunRecord]:
         """Every run that is not in a terminal state, oldest first."""
