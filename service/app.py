@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import bbpwf
 from bbpwf.clock import Clock, SystemClock
+from bbpwf.cluster.consents import Consents
 from bbpwf.cluster.control import AgentControl
 from bbpwf.cluster.database import Database, open_database
 from bbpwf.cluster.explanation import Explanations
@@ -24,7 +25,7 @@ from bbpwf.platform.login import Login
 from bbpwf.platform.tokens import TokenVerifier
 from bbpwf.redact import Redactor
 from bbpwf.settings import Settings
-from service import browser, dashboard, errors, explain, launch, runs, tasks, wes
+from service import browser, consent, dashboard, errors, explain, launch, runs, tasks, wes
 from service.access import BodyLimit, Gate
 from service.authority import ProjectAuthority
 from service.catalogue import Catalogue
@@ -92,7 +93,15 @@ def create_app(
     )
     authority = ProjectAuthority(TokenVerifier(settings.oidc, instance.clock), settings.project, instance.clock)
     login = Login(settings.oidc, instance.clock, redactor=instance.redactor)
-    sessions = browser.BrowserSessions(login, authority, settings.service, instance.clock)
+    offline = consent.OfflineLogins(
+        Consents(instance.database, settings.oidc.offline_keys, instance.clock),
+        instance.store,
+        authority,
+        lambda client: Login(settings.oidc, instance.clock, client_id=client, redactor=instance.redactor),
+        frozenset({settings.oidc.client_id, settings.oidc.cli_client_id}),
+        instance.launches.resume,
+    )
+    sessions = browser.BrowserSessions(login, authority, settings.service, instance.clock, offline)
     luigi = dashboard.Dashboard(instance.scheduler_url)
 
     @contextlib.asynccontextmanager
@@ -124,9 +133,10 @@ def create_app(
         ],
     )
     errors.install(app, instance.redactor)
+    app.include_router(wes.router(wes.Wes(settings, instance.store, instance.launches)))  # first, for it is asked most
     app.include_router(launch.liveness())
     app.include_router(browser.router(sessions))
-    app.include_router(wes.router(wes.Wes(settings, instance.store, instance.launches)))
+    app.include_router(consent.router(offline))
     app.include_router(launch.router(instance.launches, settings.project))
     app.include_router(tasks.router(instance.catalogue))
     folders = settings.state / "runs"
@@ -143,8 +153,9 @@ def _build(
 ) -> Instance:
     state = settings.state
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if settings.oidc.client_secret is not None:
-        redactor.add(settings.oidc.client_secret.get_secret_value())
+    for secret in (settings.oidc.client_secret, *settings.oidc.offline_keys):
+        if secret is not None:
+            redactor.add(secret.get_secret_value())
     database = open_database(settings.database)
     store = RunStore(database, clock)
     uploads = Uploads(state / "uploads", largest=settings.service.max_upload_mb * 1024 * 1024)
