@@ -15,7 +15,7 @@ import typer
 from bbpwf.cli import sandbox
 from bbpwf.cli.runs import runs_app
 from bbpwf.cli.tasks import tasks_app
-from bbpwf.errors import BbpwfError
+from bbpwf.errors import BbpwfError, InvalidInput
 
 app = typer.Typer(
     name="bbpwf",
@@ -79,6 +79,10 @@ def run(
     from bbpwf.cli.luigi_arguments import parameters
 
     params = parameters(context.args)
+    if bool(resume) == bool(module and task):
+        raise InvalidInput("give either MODULE and TASK, or --resume RUN_ID")
+    if resume and (params or config):
+        raise InvalidInput("a run is resumed with the parameters and config that it began with")
     with ahead.begin() as begun:  # connects while the rest is imported
         from bbpwf.cli.run import run_here
 

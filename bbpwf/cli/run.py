@@ -21,7 +21,7 @@ from bbpwf.cli import show
 from bbpwf.cli.ahead import Ahead
 from bbpwf.cli.credentials import Credentials
 from bbpwf.cli.exits import INTERRUPTED, exit_code_of_run
-from bbpwf.cli.follow import Follower, conclude
+from bbpwf.cli.follow import MANY_TASKS, Follower, conclude, digest
 from bbpwf.clock import Clock
 from bbpwf.cluster.agent import Agent
 from bbpwf.cluster.runs import Owner, RunRecord, RunRequest, RunStore
@@ -51,10 +51,6 @@ def run_here(
     Raises:
         BbpwfError: the run could not begin.
     """
-    if bool(resume) == bool(module and task):
-        raise InvalidInput("give either MODULE and TASK, or --resume RUN_ID")
-    if resume and (params or config):
-        raise InvalidInput("a run is resumed with the parameters and config that it began with")
     configured, store = begun.settings, begun.agent.runs
     paths: tuple[str, ...] = ()
     if resume:
@@ -195,8 +191,12 @@ class _Here:
                 looked = self.clock.monotonic()
                 if token := self._token():
                     agent.tokens.put(self.run.run_id, token)
-            rows, _ = self.store.tasks(self.run.run_id, limit=1000)
-            return run_view(self.store.get(self.run.run_id)), [task_view(row) for row in rows]
+            families = [] if json_output else self.store.families(self.run.run_id)
+            run = run_view(self.store.get(self.run.run_id))
+            if sum(count for _, _, count in families) > MANY_TASKS:
+                return run, digest(families)
+            rows, _ = self.store.tasks(self.run.run_id, limit=1000) if families else ([], "")
+            return run, [task_view(row) for row in rows]
 
         try:
             Follower(news, self.clock, quiet=json_output).until_end(ended=ended.is_set)

@@ -51,6 +51,8 @@ def _used(record: View) -> str:
     words = [f"{duration(record['started'], record['ended'])} of time"]
     if record["cpu_s"] is not None:
         words.append(f"{record['cpu_s']:.2f} s of CPU")
+    if record["memory_mb"] is not None:
+        words.append(f"{record['memory_mb']} MiB of memory")
     if record["node"]:
         words.append(f"on {record['node']}")
     return ", ".join(words) + f"; exit code {record['code']}"

@@ -121,13 +121,13 @@ stop() { # the scheduler ends the allocation: what runs is told, what waits neve
 }
 trap stop TERM
 
-busy=$SECONDS seen=$SECONDS beat= second=
+busy=$SECONDS seen=$SECONDS beat= second= quick=$((SECONDS + 2))
 while :; do
     take
     [ -n "$stopping" ] && queue=()
     [ ${#pid[@]} -eq 0 ] || look
     [ -n "$stopping" ] || [ ${#doubtful[@]} -eq 0 ] || settle
-    [ -z "$fresh" ] || begin
+    [ -z "$fresh" ] || { begin; quick=$((SECONDS + 2)); }
     if [ $((${#pid[@]} + ${#queue[@]})) -gt 0 ] || { [ -z "$stopping" ] && [ ${#doubtful[@]} -gt 0 ]; }; then
         busy=$SECONDS
     elif [ -n "$quit$stopping" ] || ((SECONDS - busy >= IDLE || SECONDS - seen >= ORPHAN)); then
@@ -137,7 +137,7 @@ while :; do
         second=$SECONDS
         IFS= read -r now <"$A/alive" && [ "$now" != "$beat" ] && beat=$now seen=$SECONDS
     fi
-    read -r -t 0.05 -u 9
+    if ((SECONDS < quick)); then read -r -t 0.01 -u 9; else read -r -t 0.05 -u 9; fi # what ends is often followed
 done 2>>"$A/errors"
 : >"$A/closed"
 [ -z "$stopping" ] || exit 143

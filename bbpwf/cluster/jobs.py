@@ -144,7 +144,8 @@ class ExitRecord(_Frozen):
 
     ``code`` is the script's exit code (128 + n when signal n ended it), ``signal`` the signal that the wrapper
     was told to stop with (0 if none); times are Unix seconds on the node's clock. ``cpu_s`` is the CPU time of what
-    ran below the wrapper on its own node, which is not where srun's tasks run.
+    ran below the wrapper on its own node, which is not where srun's tasks run; ``memory_mb`` is the most memory (MiB,
+    files that were read included) that the whole job had there, where Slurm keeps it in a control group.
     """
 
     code: int
@@ -155,6 +156,7 @@ class ExitRecord(_Frozen):
     slurm_id: str = ""
     restart: int = 0
     cpu_s: float | None = None
+    memory_mb: int | None = None
 
 
 class JobView(_Frozen):

@@ -55,9 +55,10 @@ def _wrapper() -> str:
     return (files("bbpwf.cluster") / "wrapper.sh").read_text()
 
 
-def job_script(folder: Folder) -> str:
-    """The batch script of a submission: what sbatch is given."""
+def job_script(folder: Folder, *, groups_of: str = "/proc/self/cgroup", groups_at: str = "/sys/fs/cgroup") -> str:
+    """The batch script of a submission: what sbatch is given. The groups are the kernel's control groups."""
     names = {"B": folder.path, "E": folder.events, "BATCH": folder.batch_id}
+    names |= {"GROUPS_OF": groups_of, "GROUPS_AT": groups_at}
     settings = " ".join(f"{name}={shell.quote([value])}" for name, value in names.items())
     return f"#!/bin/bash\n{settings}\n{_wrapper()}"
 
@@ -223,7 +224,7 @@ class Fenced:
 Event = Started | Ended | Fenced
 
 _STARTED = re.compile(r"S (\w+) (\d+) (\S+) (\d+) ([\d.]+) (\S+) \.\Z")
-_ENDED = re.compile(r"X (\w+) (\d+) (\S+) (\d+) (\d+) (\d+) ([\d.]+) ([\d.]+) (\S+)(?: c(\d+))? \.\Z")
+_ENDED = re.compile(r"X (\w+) (\d+) (\S+) (\d+) (\d+) (\d+) ([\d.]+) ([\d.]+) (\S+)(?: c(\d+))?(?: m(\d+))? \.\Z")
 _FENCED = re.compile(r"([DF]) (\w+) (\d+) (\S+) (\d+) ([\d.]+) \.\Z")
 
 
@@ -232,7 +233,7 @@ def parse_event(line: str) -> Event | None:
     if len(line) > EVENT_CAP:
         return None
     if m := _ENDED.match(line):
-        batch_id, position, scheduler_id, restart, code, signal, started, ended, node, cpu = m.groups()
+        batch_id, position, scheduler_id, restart, code, signal, started, ended, node, cpu, memory = m.groups()
         record = ExitRecord(
             code=int(code),
             signal=int(signal),
@@ -242,6 +243,7 @@ def parse_event(line: str) -> Event | None:
             slurm_id=scheduler_id,
             restart=int(restart),
             cpu_s=int(cpu) / 100 if cpu else None,
+            memory_mb=int(memory) if memory else None,
         )
         return Ended(batch_id, int(position), scheduler_id, record)
     if m := _STARTED.match(line):

@@ -35,9 +35,20 @@ class Engine:
         self.submitter = Submitter(
             self.ledger, scheduler, clock, cluster="default", spool="/spool", data_root="/data", software=""
         )
+        self.wakes = 0
         self.monitor = Monitor(
-            self.ledger, scheduler, clock, cluster="default", spool="/spool", poll_s=30, lost_after_s=600
+            self.ledger,
+            scheduler,
+            clock,
+            cluster="default",
+            spool="/spool",
+            poll_s=30,
+            lost_after_s=600,
+            on_change=self._woken,
         )
+
+    def _woken(self) -> None:
+        self.wakes += 1
 
     def want(self, count: int = 1, **more: object) -> list[str]:
         specs = [
@@ -77,6 +88,16 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
     made = Engine(f"sqlite:///{tmp_path / 'l.db'}", MemoryScheduler(), ManualClock())
     yield made
     made.database.close()
+
+
+def test_an_end_leads_to_a_submission_at_once_if_the_job_is_to_be_tried_again(engine: Engine) -> None:
+    first = engine.submitted(2, retries=1)
+    engine.started(first)
+    engine.ended(first, 0)
+    assert engine.wakes == 0, "there is nothing new to submit"
+    engine.ended(first, 1, position=1)
+    assert engine.wakes == 1
+    assert [each.key for each in engine.ledger.planned("default", 10)] == [job_key("run", "t1")]
 
 
 # -- submitting ---------------------------------------------------------------------------------------------------

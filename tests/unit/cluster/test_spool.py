@@ -187,6 +187,32 @@ def test_without_srun_copies_are_numbered_and_the_worst_code_counts(tmp_path: Pa
     assert sorted((tmp_path / "runs" / "run" / "copies").read_text().split()) == ["0/3", "1/3", "2/3"]
 
 
+@pytest.mark.parametrize(
+    ("says", "file"),
+    [
+        ("0::/system.slice/slurmstepd.scope/job_77/step_batch/user/task_0", "system.slice/slurmstepd.scope/job_77"),
+        ("4:memory:/slurm/uid_1000/job_77/step_batch/task_0\n2:cpu:/slurm", "memory/slurm/uid_1000/job_77"),
+        ("0::/user.slice/session-3.scope", ""),
+        ("", ""),
+    ],
+)
+def test_the_peak_of_memory_is_that_of_the_job_s_control_group(tmp_path: Path, says: str, file: str) -> None:
+    spool = Spool(tmp_path, spec("true"))
+    (tmp_path / "self").write_text(f"{says}\n")
+    if file:
+        group = tmp_path / "groups" / file
+        group.mkdir(parents=True)
+        name = "memory.max_usage_in_bytes" if file.startswith("memory/") else "memory.peak"
+        (group / name).write_text(f"{300 * 1024 * 1024 - 5}\n")
+    settings = {"groups_of": str(tmp_path / "self"), "groups_at": str(tmp_path / "groups")}
+    (spool.path / "job.sh").write_text(job_script(spool.folder, **settings))
+    assert spool.run(0) == 0
+    end = spool.events[-1]
+    assert isinstance(end, Ended)
+    assert end.record.memory_mb == (300 if file else None)
+    assert spool.log(0) == ""
+
+
 @given(st.text(alphabet=st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=200))
 def test_any_text_survives_as_one_bash_word(text: str) -> None:
     word = one_line(text)
