@@ -22,7 +22,16 @@ PATIENCE_S = 300.0
 """How long the source of news may be out of reach, e.g. while the service restarts."""
 
 News = Callable[[], tuple[dict[str, Any], list[dict[str, Any]]]]
-"""Answers the run and its tasks, as they are now."""
+"""Answers the run and its tasks, as they are now; or, for many tasks, :func:`digest`."""
+
+
+def digest(families: Sequence[tuple[str, RunState, int]]) -> list[dict[str, Any]]:
+    """Families of tasks in place of tasks: ``count`` of them are in ``state``."""
+    return [
+        {"id": f"{name} {state}", "name": name, "state": state.value, "count": count, "reason": ""}
+        | {"started_at": None, "ended_at": None}
+        for name, state, count in families
+    ]
 
 
 class Follower:
@@ -90,7 +99,7 @@ class Follower:
             self._told_run = line
             self._console.print(line, soft_wrap=True, markup=False)
         folded = show.folded(tasks)
-        if len(folded) > MANY_TASKS:
+        if len(folded) > MANY_TASKS or any("count" in task for task, _ in folded):
             self._families([task for task, _ in folded])
             return
         for task, elements in folded:
@@ -104,7 +113,7 @@ class Follower:
     def _families(self, tasks: Sequence[Mapping[str, Any]]) -> None:
         by_family: dict[str, Counter[str]] = {}
         for task in tasks:
-            by_family.setdefault(task["name"], Counter())[task["state"]] += 1
+            by_family.setdefault(task["name"], Counter())[task["state"]] += task.get("count", 1)
         for family, counts in by_family.items():
             line = f"{family}: " + ", ".join(f"{n} {s}" for s, n in sorted(counts.items()))
             if self._told_tasks.get(family) != line:

@@ -92,7 +92,8 @@ def tasks_table(tasks: Sequence[View], now: float) -> Table:
         jobs = ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items()))
         took = duration(task["started_at"], task["ended_at"] or (now if task["started_at"] else None))
         reason = str(task["reason"]).partition("\n")[0][:100] if task["state"] in _FAILED else ""
-        made.add_row(str(task["name"]), state_text(task["state"]), took, jobs, Text(reason, "dim"))
+        name = f"{task['count']} {task['name']}" if "count" in task else str(task["name"])
+        made.add_row(name, state_text(task["state"]), took, jobs, Text(reason, "dim"))
     return made
 
 

@@ -384,6 +384,18 @@ class RunStore:
         page = [_record(*entry) for entry in entries[offset : offset + _limit(limit)]]
         return page, str(offset + limit) if offset + limit < len(entries) else ""
 
+    def families(self, run_id: str) -> list[tuple[str, RunState, int]]:
+        """How many of the run's tasks (elements, of arrays) are in which state, by family: cheap for large runs."""
+        with self._db.reading() as db:
+            rows = db.execute(_FAMILIES, {"of": run_id}).all()
+        counts: dict[tuple[str, RunState], int] = {}
+        for family, reported, job, count in rows:
+            state = _TASK_STATES[reported]
+            if job is not None and not state.terminal:
+                state = _job_run_state(JobState(job))
+            counts[family, state] = counts.get((family, state), 0) + count
+        return [(family, state, count) for (family, state), count in counts.items()]
+
     def task(self, run_id: str, task_id: str) -> TaskRecord:
         """One task or array element of the run, with its job's script. Raises NotFound."""
         for entry_id, row, job in self._entries(run_id):
@@ -489,6 +501,13 @@ def _run(row: Any) -> RunRecord:
 
 
 _JOBS = sa.select(*(column for column in jobs.c if column.name not in {"spec", "fingerprint"}))
+_FAMILIES = (
+    sa.select(tasks.c.family, tasks.c.state, jobs.c.state.label("job"), sa.func.count())
+    .join_from(tasks, jobs, (jobs.c.run_id == tasks.c.run_id) & (jobs.c.task_id == tasks.c.task_id), isouter=True)
+    .where(tasks.c.run_id == sa.bindparam("of"))
+    .group_by(tasks.c.family, tasks.c.state, jobs.c.state)
+    .order_by(sa.func.min(tasks.c.seq))
+)
 _TASK_UPDATE = (
     tasks.update()
     .where(tasks.c.run_id == sa.bindparam("new_run_id"), tasks.c.task_id == sa.bindparam("new_of"))

@@ -6,12 +6,14 @@ bbpwf's Luigi worker hands their jobs to the agent; neither a process nor a thre
 from __future__ import annotations
 
 import contextlib
+import weakref
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import luigi
+from luigi.parameter import ParameterVisibility
 from luigi.task import flatten
 from pydantic import ValidationError
 
@@ -69,17 +71,24 @@ class JobTask(ResourceParameters, AllocationParameters, EnvironmentParameters, l
             kwargs = {n: v for n, v in known.items() if n not in positional and n not in kwargs} | kwargs
         return super().get_param_values(params, args, kwargs)  # type: ignore[no-untyped-call]  # Luigi is untyped
 
+    @classmethod
+    def get_params(cls) -> list[tuple[str, Any]]:
+        """Luigi's own, which looks at every attribute of the class, kept until the class gets another attribute."""
+        return list(_declared(cls).parameters)
+
     def to_str_params(self, only_significant: bool = False, only_public: bool = False) -> dict[str, str]:
         """Luigi's own; what is shown to people (``only_public``) leaves out resources and the like that nobody set."""
-        found: dict[str, str] = super().to_str_params(only_significant, only_public)  # type: ignore[no-untyped-call]  # Luigi is untyped
-        if not only_public:
+        if not only_public or only_significant:
+            found: dict[str, str] = super().to_str_params(only_significant, only_public)  # type: ignore[no-untyped-call]  # Luigi is untyped
             return found
-        parameters = {name: p for name, p in self.get_params() if not p.significant}  # type: ignore[no-untyped-call]  # Luigi is untyped
-        return {
-            name: text
-            for name, text in found.items()
-            if name not in parameters or getattr(self, name) != parameters[name].normalize(parameters[name]._default)
-        }
+        shown: dict[str, str] = {}
+        declared = _declared(type(self))
+        for name, parameter in declared.parameters:
+            value = self.param_kwargs[name]
+            unset = not parameter.significant and _same(value, declared.unset[name])
+            if parameter.visibility is ParameterVisibility.PUBLIC and not unset:
+                shown[name] = parameter.serialize(value)
+        return shown
 
     @abstractmethod
     def plan(self, context: RunContext) -> Plan:
@@ -155,6 +164,36 @@ class JobTask(ResourceParameters, AllocationParameters, EnvironmentParameters, l
         if resources.partition or self.cluster != "default" or not context.request.cluster.partition:
             return resources
         return resources.model_copy(update={"partition": context.request.cluster.partition})
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """A class's parameters, and what those that are not significant are if nobody sets them."""
+
+    size: tuple[int, ...]
+    parameters: tuple[tuple[str, Any], ...]
+    unset: dict[str, Any]
+
+
+_declarations: weakref.WeakKeyDictionary[type, _Declared] = weakref.WeakKeyDictionary()
+
+
+def _declared(cls: type[JobTask]) -> _Declared:
+    known = _declarations.get(cls)
+    size = tuple(len(vars(each)) for each in cls.__mro__)
+    if known is None or known.size != size:
+        parameters = tuple(super(JobTask, cls).get_params())  # type: ignore[no-untyped-call]  # Luigi is untyped
+        unset = {name: p.normalize(p._default) for name, p in parameters if not p.significant}
+        known = _declarations[cls] = _Declared(size, parameters, unset)
+    return known
+
+
+def _same(value: Any, other: Any) -> bool:
+    if value is other:
+        return True
+    if isinstance(value, Mapping) and not value:  # Luigi's frozen dictionaries are slow to compare
+        return not other
+    return bool(value == other)
 
 
 def _defaults(params: Any, family: str) -> dict[str, Any]:

@@ -24,8 +24,8 @@ ALICE = Owner(sub="alice-sub", username="alice")
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    opened = open_database(f"sqlite:///{tmp_path / 'l.db'}")
+def database(database_url: str) -> Iterator[Database]:
+    opened = open_database(database_url)
     yield opened
     opened.close()
 
@@ -133,14 +133,35 @@ def test_tasks_show_luigi_s_view_and_each_element_of_an_array(store: RunStore, d
         store.tasks("r-none")
 
 
-def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'l.db'}"
-    database = open_database(url)
+def test_families_count_tasks_and_elements_by_state(store: RunStore, database: Database) -> None:
+    run = store.create(request(), ALICE)
+    reports = [TaskReport(task_id=f"One_{n}", family="One", state="RUNNING" if n else "DONE") for n in range(3)]
+    store.report(run.run_id, [*reports, TaskReport(task_id="All_1", family="All", state="PENDING")])
+    ledger = Ledger(database, ManualClock())
+    ledger.claim()
+    keys = [("One_2", None), ("All_1", 0), ("All_1", 1)]
+    ledger.plan(
+        [
+            JobSpec(key=job_key(run.run_id, task, index), run_id=run.run_id, task_id=task, index=index, script="true")
+            for task, index in keys
+        ],
+        1,
+    )
+    assert sorted(store.families(run.run_id)) == [
+        ("All", RunState.QUEUED, 2),
+        ("One", RunState.COMPLETE, 1),
+        ("One", RunState.QUEUED, 1),
+        ("One", RunState.RUNNING, 1),
+    ]
+
+
+def test_a_database_of_a_newer_version_is_refused(database_url: str) -> None:
+    database = open_database(database_url)
     with database.begin() as db:
         db.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     database.close()
     with pytest.raises(LedgerError, match="newer version"):
-        open_database(url)
+        open_database(database_url)
 
 
 def test_migrations_make_exactly_the_tables_that_the_code_uses(tmp_path: Path) -> None:
