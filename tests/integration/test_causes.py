@@ -141,6 +141,23 @@ def test_a_lost_node_and_a_requeue_are_told_apart_and_the_job_goes_on(scene: Sce
     assert scene.run.read(f"begun.{job.key}") == b"begun\nbegun\n"
 
 
+def test_a_lost_node_ends_a_job_that_slurm_may_not_requeue_and_it_is_tried_again_by_us(scene: Scene) -> None:
+    job = spec("r1", "not requeued", WAITS, requeue=False, infrastructure_retries=1)
+    scene.run.submit([job])
+    view = scene.running(job)
+    node = scene.operator("squeue", "-h", "-o", "%N", "-j", view.scheduler_id).strip()
+    scene.operator("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    wait_for(scene.run, [job.key], lambda view: view.attempt == 2)
+    scene.operator("scontrol", "update", f"nodename={node}", "state=resume")
+    end = wait_ended(scene.run, [job.key], 90)[job.key]
+    assert (end.state, end.attempt) == (JobState.COMPLETED, 2), (end, scene.reasons(job))
+    assert end.scheduler_id != view.scheduler_id, "another job of Slurm's"
+    (ended,) = [reason for attempt, state, reason in scene.reasons(job) if (attempt, state) == (1, "NODE_FAIL")]
+    (retry,) = [reason for attempt, state, reason in scene.reasons(job) if (attempt, state) == (2, "PLANNED")]
+    assert ended == "its node failed"
+    assert retry == "attempt 1 ended NODE_FAIL: its node failed; trying again"
+
+
 def test_accounting_knows_how_jobs_ended(scene: Scene) -> None:
     if "slurmdbd" not in scene.cluster.running:
         assert scene.agent.cluster().connected().backend.accounted(["1"]) == {}, "there is none to ask"
