@@ -19,7 +19,6 @@ from pydantic import SecretStr
 from bbpwf import log
 from bbpwf.cli import show
 from bbpwf.cli.ahead import Ahead
-from bbpwf.cli.credentials import Credentials
 from bbpwf.cli.exits import INTERRUPTED, exit_code_of_run
 from bbpwf.cli.follow import MANY_TASKS, Follower, conclude, digest
 from bbpwf.clock import Clock
@@ -208,6 +207,8 @@ class _Here:
         given = os.environ.get("BBPWF_TOKEN", "")
         if not self.settings.oidc.issuer and not given:
             return None
+        from bbpwf.cli.credentials import Credentials  # with Keycloak's client it is slow to import
+
         try:
             return Credentials(self.settings, self.clock, self.redactor, token=given).access_token()
         except BbpwfError as error:
