@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 # one thing after the other, whatever -j says: two cores are soon full
 .NOTPARALLEL:
-.PHONY: help setup software demo lint test unit integration chaos bench clean
+.PHONY: help setup software demo lint test unit integration image chaos bench clean
 
 BIN := .venv/bin
 # options for the demo, e.g. `make demo DEMO='--fail-point 3'`; see `bbpwf sandbox demo --help`
@@ -15,7 +15,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## everything that the rest needs: Debian packages, .venv, .software
-	@sandbox/setup.sh packages accounting browser venv software
+	@sandbox/setup.sh packages accounting browser container keycloak venv software
 
 software:  ## the cluster's software environment alone
 	@sandbox/setup.sh software
@@ -29,6 +29,7 @@ lint:  ## ruff, mypy and the floors of the house
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/cfn-lint container/*.yaml
 	$(BIN)/mypy
 
 # Two processes, for most tests wait for something; a file's tests stay together, and with them what they share.
@@ -44,8 +45,12 @@ unit:  ## the tests that need no real processes, and those of protocols over all
 	$(PYTEST) tests/unit tests/contract
 
 integration:  ## the tests with real processes
-	@sandbox/setup.sh packages accounting browser venv software
+	@sandbox/setup.sh packages accounting browser container keycloak venv software
 	$(PYTEST) tests/integration
+
+image:  ## the container image of an instance with its bill of materials, the Lambda bundle; see docs/deployment.md
+	@sandbox/setup.sh container venv
+	$(BIN)/python -m container.image
 
 # how many faults, and which: `make chaos FAULTS=100 SEED=7`
 FAULTS ?= 1000

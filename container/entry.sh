@@ -6,7 +6,7 @@ set -eu
 umask 022
 
 if [ "$(id -u)" -eq 0 ]; then
-    chown bbpwf:bbpwf "$BBPWF_STATE_DIR"
+    [ "$(stat -c %u "$BBPWF_STATE_DIR")" -eq "$(id -u bbpwf)" ] || chown bbpwf:bbpwf "$BBPWF_STATE_DIR"
     held=$((0x$(sed -n 's/^CapPrm:[[:space:]]*//p' /proc/self/status)))
     kept=""
     # numbers as in capabilities(7): those that this container was not given are left out

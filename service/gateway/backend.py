@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from bbpwf.errors import InstanceFailed
 from service.gateway.authorizer import Project
 
 
@@ -22,7 +23,9 @@ class Phase(Enum):
     RESTING = "resting"
     """It ended by itself and as it should, for want of work, or a person stopped it."""
     GONE = "gone"
-    """It ended otherwise, or there is no trace of it."""
+    """It ended otherwise."""
+    UNSEEN = "unseen"
+    """There is no trace of it: not yet, perhaps, if it was just started."""
 
 
 AS_IT_SHOULD = frozenset({0, 128 + signal.SIGTERM})
@@ -36,6 +39,10 @@ class Sighting:
     phase: Phase
     address: str = ""
     reason: str = ""
+
+
+class Refused(InstanceFailed):
+    """An instance was refused for certain: nothing runs. Any other failure leaves that open."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,8 @@ class Backend(Protocol):
         """Start an instance and answer its id; does not wait until it is ready.
 
         Raises:
-            InstanceFailed: it was refused, with the reason; nothing runs.
+            Refused: it will not run, with the reason.
+            InstanceFailed: it may or may not run; ordering the same generation again finds out.
         """
         ...
 

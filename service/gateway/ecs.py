@@ -16,17 +16,14 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from bbpwf.clock import Clock
 from bbpwf.errors import InstanceFailed
 from bbpwf.settings import AwsSettings, GatewaySettings
 from service.gateway.authorizer import Project
-from service.gateway.backend import AS_IT_SHOULD, Found, Order, Phase, Sighting
+from service.gateway.backend import AS_IT_SHOULD, Found, Order, Phase, Refused, Sighting
 
 _log = logging.getLogger(__name__)
 
 PORT = 8100
-ABSENT_TOLERANCE_S = 60.0
-"""A task that was just started may be unknown for a while: ECS is eventually consistent."""
 _COMING = frozenset({"PROVISIONING", "PENDING", "ACTIVATING"})
 _ON_PURPOSE = frozenset({"UserInitiated", "ServiceSchedulerInitiated"})
 _TAGGABLE = re.compile(r"[^A-Za-z0-9 _.:/=+@-]")
@@ -35,14 +32,13 @@ _TAGGABLE = re.compile(r"[^A-Za-z0-9 _.:/=+@-]")
 class EcsBackend:
     """See :class:`service.gateway.backend.Backend`."""
 
-    def __init__(self, settings: GatewaySettings, aws: AwsSettings, *, clock: Clock) -> None:
+    def __init__(self, settings: GatewaySettings, aws: AwsSettings, *, port: int = PORT) -> None:
         self._settings = settings
-        self._clock = clock
+        self._port = port
         limits = Config(connect_timeout=2, read_timeout=8, retries={"mode": "standard", "total_max_attempts": 3})
         self._client: Any = boto3.session.Session().client(
             "ecs", region_name=aws.region, endpoint_url=aws.endpoint_url or None, config=limits
         )
-        self._started: dict[str, float] = {}
 
     def start(self, order: Order) -> str:
         """``RunTask``. The client token makes the same order the same task; a failure may come with status 200."""
@@ -75,21 +71,16 @@ class EcsBackend:
         if not tasks:
             failures = answer.get("failures", [])
             reasons = ", ".join(sorted({str(each.get("reason", "no reason")) for each in failures})) or "no reason"
-            raise InstanceFailed(f"ECS has no place for the instance: {reasons}", where=settings.ecs_cluster)
-        arn = str(tasks[0]["taskArn"])
-        self._started[arn] = self._clock.monotonic()
-        return arn
+            raise Refused(f"ECS has no place for the instance: {reasons}", where=settings.ecs_cluster)
+        return str(tasks[0]["taskArn"])
 
     def look(self, instance: str) -> Sighting:
         """``DescribeTasks``."""
         answer = self._call("the instance cannot be seen", self._client.describe_tasks, tasks=[instance])
         tasks = answer.get("tasks", [])
         if not tasks:
-            begun = self._started.get(instance)
-            if begun is not None and self._clock.monotonic() - begun < ABSENT_TOLERANCE_S:
-                return Sighting(Phase.STARTING, reason="ECS does not show its task yet")
-            return Sighting(Phase.GONE, reason="ECS knows its task no more")
-        return sighting(tasks[0])
+            return Sighting(Phase.UNSEEN, reason="ECS shows no such task")
+        return sighting(tasks[0], self._port)
 
     def stop(self, instance: str, reason: str) -> None:
         """``StopTask``: SIGTERM, and SIGKILL after the task definition's ``stopTimeout``."""
@@ -97,37 +88,22 @@ class EcsBackend:
         self._call("the instance cannot be stopped", self._client.stop_task, task=instance, reason=reason[:255])
 
     def all(self) -> Sequence[Found]:
-        """``ListTasks`` and ``DescribeTasks``, by their tags; tasks without ours are somebody else's."""
-        arns: list[str] = []
-        page: dict[str, str] = {}
-        while True:
-            answer = self._call(
-                "the instances cannot be seen", self._client.list_tasks, desiredStatus="RUNNING", **page
-            )
-            arns += answer.get("taskArns", [])
-            if not answer.get("nextToken"):
-                break
-            page = {"nextToken": str(answer["nextToken"])}
-        found: list[Found] = []
-        for start in range(0, len(arns), 100):
-            asked = arns[start : start + 100]
-            answer = self._call(
-                "the instances cannot be seen", self._client.describe_tasks, tasks=asked, include=["TAGS"]
-            )
-            for task in answer.get("tasks", []):
-                tags = {str(each["key"]): str(each["value"]) for each in task.get("tags", [])}
-                if tags.get("bbpwf:generation", "").isdigit():
-                    project = Project(tags["obp:costcenter:vlabid"], tags["obp:costcenter:project"])
-                    found.append(Found(str(task["taskArn"]), project, int(tags["bbpwf:generation"])))
-        return found
+        """Nothing.
+
+        The table is not lost, and what a lost write started is found by its client token: there is no need for the
+        right to list tasks.
+        """
+        return ()
 
     def _call(self, what: str, call: Callable[..., Mapping[str, Any]], **arguments: Any) -> Mapping[str, Any]:
         try:
             return call(cluster=self._settings.ecs_cluster, **arguments)
         except ClientError as error:
             said = error.response.get("Error", {})
+            status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+            kind = Refused if 400 <= status < 500 else InstanceFailed
             detail = f"{said.get('Code', 'unknown')}: {str(said.get('Message', ''))[:300]}"
-            raise InstanceFailed(f"{what}: {detail}", where=self._settings.ecs_cluster) from error
+            raise kind(f"{what}: {detail}", where=self._settings.ecs_cluster) from error
         except BotoCoreError as error:
             raise InstanceFailed(f"{what} ({type(error).__name__})", where=self._settings.ecs_cluster) from error
 
@@ -138,7 +114,7 @@ def started_by(project: Project) -> str:
     return whole if len(whole) <= 128 else f"bbpwf/{hashlib.sha256(project.key.encode()).hexdigest()}"
 
 
-def sighting(task: Mapping[str, Any]) -> Sighting:
+def sighting(task: Mapping[str, Any], port: int = PORT) -> Sighting:
     """What one task of ``DescribeTasks`` tells."""
     status = str(task.get("lastStatus", ""))
     containers: Sequence[Mapping[str, Any]] = task.get("containers", [])
@@ -149,7 +125,7 @@ def sighting(task: Mapping[str, Any]) -> Sighting:
             return Sighting(Phase.SICK, reason="its service does not answer")
         address = _address(task, containers)
         if task.get("healthStatus") == "HEALTHY" and address:
-            return Sighting(Phase.READY, address=f"{address}:{PORT}")
+            return Sighting(Phase.READY, address=f"{address}:{port}")
         return Sighting(Phase.STARTING, reason="its service comes up")
     if status != "STOPPED" and not task.get("stopCode"):
         return Sighting(Phase.STARTING, reason="its predecessor is ending")  # it may hold the state: wait for its end

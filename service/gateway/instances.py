@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from bbpwf.clock import Clock
 from bbpwf.errors import InstanceFailed, NoRoom
 from service.gateway.authorizer import Project
-from service.gateway.backend import Backend, Order, Phase, Sighting
+from service.gateway.backend import Backend, Order, Phase, Refused, Sighting
 from service.gateway.roster import Entries, Entry, Roster, StaleRoster
 
 _log = logging.getLogger(__name__)
@@ -25,6 +25,8 @@ CLAIM_S = 60.0
 """How long whoever starts an instance may take before others may order the same one again."""
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 120.0
+UNSEEN_S = 60.0
+"""An instance that was just started may be invisible this long: ECS is eventually consistent."""
 REMEMBER_S = 2.0
 """How long an address is given out without another look."""
 _FAIR_S = 300.0  # an instance that lived this long did not fail at its start
@@ -112,12 +114,12 @@ class Instances:
             seen = self._look(entry)
             if seen.phase is Phase.RESTING:
                 _log.info("the instance of project %s went to rest: %s", project.key, seen.reason)
-                self._replace(project, entry, None)
+                self._replace(project, entry, entry.rested())
             elif seen.phase is Phase.READY and entry.failures and self._age(entry) > _FAIR_S:
                 self._replace(project, entry, entry.model_copy(update={"failures": 0, "reason": ""}))
             elif seen.phase in {Phase.GONE, Phase.SICK, Phase.STARTING}:
                 self._step(project, entry.sub)
-        elif self._clock.now() >= max(entry.claimed_until, entry.not_before):
+        elif entry.wanted and self._clock.now() >= max(entry.claimed_until, entry.not_before):
             self._step(project, entry.sub)
 
     def _step(self, project: Project, sub: str) -> Ready | Starting:
@@ -142,8 +144,12 @@ class Instances:
         now = self._clock.now()
         claim = {"claimed_at": now, "claimed_until": now + CLAIM_S, "instance": ""}
         if entry is None:
-            first = Entry(virtual_lab_id=project.virtual_lab_id, project_id=project.project_id, generation=1, sub=sub)
+            first = Entry(
+                virtual_lab_id=project.virtual_lab_id, project_id=project.project_id, generation=int(now), sub=sub
+            )
             return None, first.model_copy(update=claim)
+        if not entry.wanted:
+            return None, entry.model_copy(update={**claim, "wanted": True, "sub": sub})
         if not entry.instance:
             if now < entry.claimed_until:
                 return Starting("the project's instance is being started"), entry
@@ -156,9 +162,7 @@ class Instances:
         if seen.phase is Phase.STARTING and self._age(entry) <= self._start_limit_s:
             return Starting(f"the project's instance is starting ({seen.reason})"), entry
         if seen.phase is Phase.RESTING:
-            return None, entry.model_copy(
-                update={**claim, "generation": entry.generation + 1, "failures": 0, "reason": "", "sub": sub}
-            )
+            return None, entry.rested().model_copy(update={**claim, "wanted": True, "sub": sub})
         reason = seen.reason or "it did not become ready in time"
         if seen.phase in {Phase.STARTING, Phase.SICK}:
             self._backend.stop(entry.instance, f"replaced: {reason}")
@@ -181,9 +185,12 @@ class Instances:
         try:
             instance = self._backend.start(Order(project, entry.generation, entry.sub))
         except InstanceFailed as error:
+            # after a clear refusal the next try is another order, whatever the backend remembers of this one
+            generation = entry.generation + isinstance(error, Refused)
             failures = entry.failures + 1
             pause = min(FIRST_PAUSE_S * 2.0**failures, LONGEST_PAUSE_S)
             refused = {
+                "generation": generation,
                 "claimed_until": 0.0,
                 "failures": failures,
                 "reason": error.message,
@@ -208,22 +215,22 @@ class Instances:
         resting = [key for key, each in holding.items() if each.instance and self._look(each).phase is Phase.RESTING]
         if resting:
             with contextlib.suppress(StaleRoster):
-                self._roster.write(version, {key: each for key, each in entries.items() if key not in resting})
+                left = {key: each.rested() if key in resting else each for key, each in entries.items()}
+                self._roster.write(version, left)
             return  # ours or another's change makes the write that follows stale: it is judged anew
         raise NoRoom(
             f"all {self._cap} project instances that may run at once are in use",
             hint="An instance stops by itself when it has nothing to do. Try again in some minutes.",
         )
 
-    def _replace(self, project: Project, seen: Entry, new: Entry | None) -> None:
+    def _replace(self, project: Project, seen: Entry, new: Entry) -> None:
         """Change the project's line unless somebody changed it since it was ``seen``."""
         for _ in range(_TRIES):
             version, entries = self._roster.read()
             if entries.get(project.key) != seen:
                 return
-            others = {key: entry for key, entry in entries.items() if key != project.key}
             try:
-                self._roster.write(version, others if new is None else {**others, project.key: new})
+                self._roster.write(version, {**entries, project.key: new})
                 return
             except StaleRoster:
                 continue
@@ -252,7 +259,11 @@ class Instances:
             self._roster.write(version, {**entries, project.key: line})
 
     def _look(self, entry: Entry) -> Sighting:
-        return self._backend.look(entry.instance)
+        seen = self._backend.look(entry.instance)
+        if seen.phase is Phase.UNSEEN:
+            early = self._age(entry) <= UNSEEN_S
+            return Sighting(Phase.STARTING if early else Phase.GONE, reason=seen.reason)
+        return seen
 
     def _age(self, entry: Entry) -> float:
         return self._clock.now() - entry.claimed_at

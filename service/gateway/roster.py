@@ -31,7 +31,9 @@ class Entry(BaseModel):
     virtual_lab_id: str
     project_id: str
     generation: int
-    """Grows with every new instance of the project."""
+    """Grows with every new instance of the project, and starts at the time: a lost roster repeats none."""
+    wanted: bool = True
+    """Whether the project is to have an instance: not since it went to rest, until somebody asks."""
     instance: str = ""
     """What the backend calls it; empty while it is being started, and after a start that failed."""
     sub: str = ""
@@ -44,6 +46,20 @@ class Entry(BaseModel):
     """No start before this time."""
     reason: str = ""
     """Why the last one ended or did not start."""
+
+    def rested(self) -> Entry:
+        """The line once its instance went to rest."""
+        return self.model_copy(
+            update={
+                "generation": self.generation + 1,
+                "wanted": False,
+                "instance": "",
+                "claimed_until": 0.0,
+                "failures": 0,
+                "not_before": 0.0,
+                "reason": "",
+            }
+        )
 
     def holds(self, now: float) -> bool:
         """Whether it counts against the cap."""

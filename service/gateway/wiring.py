@@ -57,7 +57,7 @@ def instances(settings: Settings, environment: Mapping[str, str], *, redactor: R
 
         if not (gateway.ecs_cluster and gateway.table and gateway.subnets):
             raise InvalidConfig("the gateway needs an ECS cluster, subnets and a table", hint="See BBPWF_GATEWAY__….")
-        backend = EcsBackend(gateway, settings.aws, clock=clock)
+        backend = EcsBackend(gateway, settings.aws)
         roster = DynamoRoster(gateway.table, settings.aws)
     else:
         from service.gateway.containers import DockerBackend
