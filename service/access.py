@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bbpwf.cluster.runs import Owner
 from bbpwf.errors import BbpwfError, LimitExceeded, NotAuthenticated, NotAuthorized
+from bbpwf.platform.membership import Role
 from bbpwf.redact import Redactor
 from bbpwf.settings import ProjectSettings
 from service import errors
@@ -27,7 +28,7 @@ from service.gateway.passes import HEADER as PASS
 from service.gateway.passes import PassChecker
 
 LIVENESS = frozenset({"/healthz", "/healthz/"})
-OPEN = LIVENESS | {"/auth/login", "/auth/callback", "/auth/logout"}
+OPEN = LIVENESS | {"/auth/login", "/auth/callback", "/auth/logout", "/auth/offline"}
 """Paths that anybody may ask; the browser login is how one becomes somebody. Behind a gateway only liveness is open."""
 
 BROWSED = ("/dashboard", "/api", "/docs", "/openapi.json", "/auth/")
@@ -46,6 +47,8 @@ class Caller:
     username: str
     token: SecretStr
     expires_at: float
+    role: Role = "member"
+    """In this instance's project."""
 
     @property
     def owner(self) -> Owner:
@@ -85,6 +88,18 @@ def caller(request: Request) -> Caller:
     if not isinstance(found, Caller):
         raise NotAuthenticated("this request did not pass the gate")
     return found
+
+
+def require_power(who: Caller, owner: Owner) -> None:
+    """Let through who may act on a run: its owner, and the project's administrators. Everybody may look.
+
+    Raises:
+        NotAuthorized: another member.
+    """
+    if who.sub != owner.sub and who.role != "admin":
+        raise NotAuthorized(
+            f"this run is {owner.username[:80]}'s", hint="Its owner or an administrator of the project may do that."
+        )
 
 
 class Gate:

@@ -37,8 +37,8 @@ class ProjectAuthority:
     def check(self, token: str) -> Caller:
         """The caller behind the token. Raises NotAuthenticated, NotAuthorized or IdentityUnavailable."""
         identity = self._verifier.verify(token)
-        require_member(identity, self._project)
-        caller = Caller(identity.sub, identity.username, identity.token, identity.expires_at)
+        role = require_member(identity, self._project)
+        caller = Caller(identity.sub, identity.username, identity.token, identity.expires_at, role)
         digest = hashlib.sha256(token.encode()).digest()
         with self._lock:
             self._known[digest] = caller, min(self._clock.now() + REMEMBER_S, identity.expires_at)

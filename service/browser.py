@@ -14,17 +14,20 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Query, Request
 from pydantic import SecretStr
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from bbpwf.clock import Clock
-from bbpwf.errors import AccessError, BbpwfError, InvalidInput, NotAuthenticated
-from bbpwf.platform.login import Authorization, Login, Tokens
+from bbpwf.errors import AccessError, BbpwfError, InvalidInput, NotAuthenticated, NotAuthorized
+from bbpwf.platform.login import SCOPE, Authorization, Login, Tokens
 from bbpwf.settings import ServiceSettings
 from service.access import Authority, Caller
+from service.consent import OfflineLogins
 
 SESSION_S = 12 * 3600.0
 """A session ends this long after its login, whatever is refreshed meanwhile."""
@@ -33,6 +36,11 @@ AWAY_S = 600.0
 EARLY_S = 30.0
 """Tokens are refreshed this long before they end."""
 _MOST = 1000
+OFFLINE_SCOPE = f"{SCOPE} offline_access"
+_OFFLINE_PAGE = (
+    "<!doctype html><title>Offline login</title><p>Leave an offline login, and your runs go on acting for you when "
+    "this login has ended, until you withdraw it.</p><form method=post><button>Leave an offline login</button></form>"
+)
 T = TypeVar("T")
 
 
@@ -49,6 +57,7 @@ class _Away:
     browser: str
     following: str
     until: float
+    offline: bool = False
 
 
 def local_path(wanted: str) -> str:
@@ -60,8 +69,11 @@ def local_path(wanted: str) -> str:
 class BrowserSessions:
     """Sessions of people with a browser; see :class:`service.access.Sessions`."""
 
-    def __init__(self, login: Login, authority: Authority, settings: ServiceSettings, clock: Clock) -> None:
+    def __init__(
+        self, login: Login, authority: Authority, settings: ServiceSettings, clock: Clock, offline: OfflineLogins
+    ) -> None:
         self._login = login
+        self._offline = offline
         self._authority = authority
         self.secure = settings.secure_cookies
         self._public_url = settings.public_url.rstrip("/")
@@ -96,12 +108,16 @@ class BrowserSessions:
             raise NotAuthenticated("the session cannot be refreshed")
         return self._login.refresh(tokens.refresh)
 
-    def begin(self, base_url: str, following: str) -> Response:
-        """Send the browser to the identity provider; it comes back to ``<base_url>/auth/callback``."""
-        begun = self._login.authorization(f"{self._public_url or base_url.rstrip('/')}/auth/callback")
+    def begin(self, base_url: str, following: str, *, offline: bool = False) -> Response:
+        """Send the browser to the identity provider; it comes back to ``<base_url>/auth/callback``.
+
+        With ``offline``, to leave an offline login here as well.
+        """
+        back = f"{self._public_url or base_url.rstrip('/')}/auth/callback"
+        begun = self._login.authorization(back, scope=OFFLINE_SCOPE if offline else SCOPE)
         browser = secrets.token_urlsafe(24)
-        _put(self._away, begun.state, _Away(begun, _digest(browser), following, self._clock.now() + AWAY_S))
-        response = RedirectResponse(begun.url, 302)
+        _put(self._away, begun.state, _Away(begun, _digest(browser), following, self._clock.now() + AWAY_S, offline))
+        response = RedirectResponse(begun.url, 303 if offline else 302)
         self._set(response, self.away_cookie, browser, AWAY_S)
         return response
 
@@ -117,13 +133,29 @@ class BrowserSessions:
         if away is None or self._clock.now() > away.until or not secrets.compare_digest(away.browser, browser):
             raise NotAuthenticated("this browser began no such login, or too long ago", hint="Go to /auth/login.")
         tokens = await run_in_threadpool(self._login.exchange_code, away.begun, code, state)
-        await run_in_threadpool(self._authority.check, tokens.access.get_secret_value())
+        who = await run_in_threadpool(self._authority.check, tokens.access.get_secret_value())
+        if away.offline:
+            return await self._left(who, tokens)
         session = secrets.token_urlsafe(32)
         _put(self._sessions, _digest(session), _Session(tokens, self._clock.now() + SESSION_S))
         response = RedirectResponse(away.following, 303)
         self._set(response, self.cookie, session, SESSION_S)
         response.delete_cookie(self.away_cookie, secure=self.secure, httponly=True, samesite="lax")
         return response
+
+    async def _left(self, who: Caller, tokens: Tokens) -> Response:
+        if tokens.refresh is None:
+            raise NotAuthenticated("the identity provider gave no offline token", hint="Allow it there, or ask why.")
+        resumed = await run_in_threadpool(self._offline.give, who, tokens.refresh)
+        told = f" Runs that go on now: {len(resumed)}." if resumed else ""
+        response = HTMLResponse(f"<!doctype html><p>Your offline login is kept for your runs.{told}</p>")
+        response.delete_cookie(self.away_cookie, secure=self.secure, httponly=True, samesite="lax")
+        return response
+
+    def own_page(self, headers: Headers, base_url: str) -> bool:
+        """Whether a form was sent by a page of ours, as far as the browser tells; one that tells nothing is none."""
+        own = urlsplit(self._public_url or base_url)
+        return headers.get("origin") == f"{own.scheme}://{own.netloc}"
 
     async def end(self, cookies: Mapping[str, str]) -> None:
         """Forget the session, and end it at the provider too if that answers."""
@@ -153,6 +185,17 @@ def router(sessions: BrowserSessions) -> APIRouter:
     @routes.get("/login")
     def login(request: Request, following: Annotated[str, Query(alias="next")] = "/dashboard/") -> Response:
         return sessions.begin(str(request.base_url), local_path(following))
+
+    @routes.get("/offline")
+    def ask_offline() -> Response:
+        """What an offline login is, and a button; a link from elsewhere alone leaves none."""
+        return HTMLResponse(_OFFLINE_PAGE)
+
+    @routes.post("/offline")
+    def offline(request: Request) -> Response:
+        if not sessions.own_page(request.headers, str(request.base_url)):
+            raise NotAuthorized("this form was not sent by a page of this service", hint="Go to /auth/offline.")
+        return sessions.begin(str(request.base_url), "/auth/offline", offline=True)
 
     @routes.get("/callback")
     async def callback(request: Request, code: str = "", state: str = "", error: str = "") -> Response:

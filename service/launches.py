@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from bbpwf.cluster.runs import RunRecord, RunRequest, RunStore
 from bbpwf.errors import Conflict, InvalidInput
 from bbpwf.states import RunState
-from service.access import Caller
+from service.access import Caller, require_power
 from service.catalogue import Catalogue
 from service.heads import RunFolder, workers_of
 from service.supervisor import Supervisor
@@ -112,10 +112,11 @@ class Launches:
         return run
 
     def cancel(self, run_id: str, caller: Caller) -> RunRecord:
-        """Have the run canceled; one that ended stays as it is. Raises NotFound."""
+        """Have the run canceled; one that ended stays as it is. Raises NotFound, NotAuthorized."""
         reason = f"canceled by {caller.username}"
         for _ in range(5):
             run = self._store.get(run_id)
+            require_power(caller, run.owner)
             if run.state.terminal or run.state is RunState.CANCELING:
                 return run
             paused = run.state is RunState.PAUSED
@@ -131,13 +132,23 @@ class Launches:
         raise Conflict(f"run {run_id} keeps changing", hint="Try again.")
 
     def pause(self, run_id: str, caller: Caller) -> RunRecord:
-        """Have nothing new begun for the run until it is resumed; a paused one stays so. Raises NotFound, Conflict."""
+        """Have nothing new begun for the run until it is resumed; a paused one stays so.
+
+        Raises NotFound, NotAuthorized, Conflict.
+        """
+        require_power(caller, self._store.get(run_id).owner)
         run = self._store.move(run_id, RunState.PAUSED, f"paused by {caller.username}")
         self._supervisor.changed(run_id)
         return run
 
     def resume(self, run_id: str, caller: Caller) -> RunRecord:
-        """Queue a run again that did not complete, or that was paused. Raises NotFound, Conflict."""
+        """Queue a run again that did not complete, or that was paused.
+
+        Raises NotFound, NotAuthorized, Conflict.
+        """
+        owner = self._store.get(run_id).owner
+        require_power(caller, owner)
         run = self._store.resume(run_id)
-        self._supervisor.launched(run_id, caller.token)
+        # a run is its owner's code: an administrator's token is none of its business
+        self._supervisor.launched(run_id, caller.token if caller.sub == owner.sub else None)
         return run

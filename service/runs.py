@@ -17,7 +17,7 @@ from bbpwf.cluster.control import AgentControl
 from bbpwf.cluster.runs import MAX_PAGE, RunStore
 from bbpwf.errors import ConnectionLost, InvalidInput, NotFound
 from bbpwf.redact import Redactor
-from service.access import Caller, caller
+from service.access import Caller, caller, require_power
 from service.following import Followers
 from service.launches import Launches
 from service.pages import PageToken
@@ -56,16 +56,23 @@ def router(store: RunStore, launches: Launches, control: AgentControl, redactor:
         return run_view(launches.pause(run_id, who))
 
     @routes.post("/runs/{run_id}/tasks/{task_id}/cancel")
-    def cancel_task(run_id: str, task_id: str) -> dict[str, Any]:
+    def cancel_task(run_id: str, task_id: str, who: Annotated[Caller, Depends(caller)]) -> dict[str, Any]:
         """Cancel a task's jobs, or one element's; idempotent. ``left`` is how many of them have not ended yet."""
+        require_power(who, store.get(run_id).owner)
         keys = set(store.job_keys(run_id, task_id))
         if left := [job.key for job in store.jobs(run_id) if job.key in keys and not job.state.terminal]:
             control.cancel_run(run_id, left)
         return {"task_id": task_id, "jobs": len(keys), "left": len(left)}
 
     @routes.post("/runs/{run_id}/tasks/{task_id}/throttle")
-    def throttle(run_id: str, task_id: str, limit: Annotated[int, Query(ge=0, le=MAX_THROTTLE)]) -> dict[str, Any]:
+    def throttle(
+        run_id: str,
+        task_id: str,
+        limit: Annotated[int, Query(ge=0, le=MAX_THROTTLE)],
+        who: Annotated[Caller, Depends(caller)],
+    ) -> dict[str, Any]:
         """Let at most ``limit`` of a task's jobs run at once, also while they run; 0 lifts the limit."""
+        require_power(who, store.get(run_id).owner)
         keys = store.job_keys(run_id, task_id)
         control.throttle(run_id, keys, limit)
         return {"task_id": task_id, "jobs": len(keys), "limit": limit}

@@ -5,16 +5,11 @@ from __future__ import annotations
 import base64
 import hmac
 import json
-import os
 import re
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -36,10 +31,10 @@ from bbpwf.platform.membership import membership, require_member
 from bbpwf.platform.tokens import TOKEN_LIMIT, TokenVerifier
 from bbpwf.redact import Redactor
 from bbpwf.settings import OidcSettings, ProjectSettings
-from sandbox.process import Process, Running, free_ports, start, stop
+from sandbox.process import start, stop
 from sandbox.tenants import CLI_CLIENT, PEOPLE, PROJECT, SERVICE_CLIENT, VIRTUAL_LAB
+from tests.support.issuer import SECRET, Issuer, running_issuer
 
-SECRET = "the-secret-of-the-service-client"
 REDIRECT = "http://127.0.0.1:4242/callback?from=login"
 
 
@@ -59,88 +54,10 @@ class ShiftedClock(SystemClock):
         self.ahead += seconds
 
 
-@dataclass
-class Issuer:
-    """A running issuer."""
-
-    process: Process
-    running: Running
-    state: Path
-    url: str
-    origin: str
-
-    def faults(self, **knobs: object) -> None:
-        requests.post(f"{self.origin}/_faults", json=knobs, timeout=10).raise_for_status()
-
-    def restart(self) -> None:
-        stop(self.running)
-        self.running = start(self.process)
-
-    def settings(self, **changes: Any) -> OidcSettings:
-        return OidcSettings(
-            **{"issuer": self.url, "client_id": SERVICE_CLIENT, "client_secret": SecretStr(SECRET), **changes}
-        )
-
-    def login(self, clock: SystemClock | None = None, client_id: str = CLI_CLIENT) -> Login:
-        return Login(self.settings(), clock or SystemClock(), client_id=client_id)
-
-    def token(self, username: str = "alice", scope: str = "openid") -> str:
-        return self.login().password_login(username, SecretStr(username), scope=scope).access.get_secret_value()
-
-    def forge(self, header: dict[str, Any] | None = None, **claims: object) -> str:
-        """A token signed with the realm's own key, its claims changed; ``None`` takes a claim away."""
-        key = JWK(**json.loads((self.state / "keys.json").read_text())["rsa"][0])
-        now = int(time.time())
-        merged: dict[str, Any] = {
-            "iss": self.url,
-            "sub": PEOPLE[0].sub,
-            "typ": "Bearer",
-            "iat": now,
-            "exp": now + 300,
-            "preferred_username": "alice",
-            "groups": list(PEOPLE[0].groups),
-            "scope": "openid",
-            **claims,
-        }
-        payload = json.dumps({k: v for k, v in merged.items() if v is not None})
-        signed = JWS(payload)
-        protected = {"alg": "RS256", "kid": key["kid"], **(header or {})}
-        signed.add_signature(key, alg=protected["alg"], protected=json.dumps(protected))
-        return str(signed.serialize(compact=True))
-
-
 @pytest.fixture(scope="module")
 def one_issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Issuer]:
-    (port,) = free_ports(1)
-    tmp_path = tmp_path_factory.mktemp("oidc")
-    secret = tmp_path / "client-secret"
-    secret.write_text(SECRET + "\n")
-    origin = f"http://127.0.0.1:{port}"
-    url = f"{origin}/auth/realms/SBO"
-
-    def ready() -> bool:
-        try:
-            return requests.get(url, timeout=2).ok
-        except requests.ConnectionError:
-            return False
-
-    argv = (
-        sys.executable,
-        "-W",
-        "error",
-        "-m",
-        "sandbox.oidc",
-        "--port",
-        str(port),
-        "--state",
-        str(tmp_path / "state"),
-    )
-    process = Process(
-        "oidc", (*argv, "--client-secret-file", str(secret)), {"PATH": os.environ["PATH"]}, tmp_path / "oidc.log", ready
-    )
-    made = Issuer(process, start(process), tmp_path / "state", url, origin)
-    yield made
-    stop(made.running)
+    with running_issuer(tmp_path_factory.mktemp("oidc")) as made:
+        yield made
 
 
 @pytest.fixture

@@ -14,13 +14,12 @@ from typing import Any
 
 import pytest
 import requests
-from jwcrypto.jwk import JWK
-from jwcrypto.jws import JWS
 
 from sandbox.process import Process, Running, accepts, free_ports, start, stop
-from sandbox.tenants import CLI_CLIENT, PEOPLE, PROJECT, VIRTUAL_LAB
+from sandbox.tenants import PROJECT, VIRTUAL_LAB
+from tests.support.issuer import SECRET, Issuer, Realm, running_issuer
 
-SECRET = "the-secret-of-the-service-client"
+__all__ = ["MODULE", "SECRET", "Issuer", "Service", "processes", "wait_until"]
 
 MODULE = '''
 import time
@@ -70,70 +69,10 @@ def wait_until(what: str, condition: Callable[[], Any], *, within: float = 60.0)
     pytest.fail(f"not within {within} s: {what}")
 
 
-@dataclass
-class Issuer:
-    """A running OIDC issuer."""
-
-    running: Running
-    state: Path
-    origin: str
-
-    @property
-    def url(self) -> str:
-        return f"{self.origin}/auth/realms/SBO"
-
-    def tokens(self, username: str = "alice") -> dict[str, Any]:
-        form = {
-            "grant_type": "password",
-            "client_id": CLI_CLIENT,
-            "username": username,
-            "password": username,
-            "scope": "openid",
-        }
-        answer = requests.post(f"{self.url}/protocol/openid-connect/token", data=form, timeout=10)
-        answer.raise_for_status()
-        return dict(answer.json())
-
-    def token(self, username: str = "alice") -> str:
-        return str(self.tokens(username)["access_token"])
-
-    def forge(self, header: dict[str, Any] | None = None, **claims: object) -> str:
-        """A token signed with the realm's own key; a claim of ``None`` is left out."""
-        key = JWK(**json.loads((self.state / "keys.json").read_text())["rsa"][0])
-        now = int(time.time())
-        merged: dict[str, Any] = {
-            "iss": self.url,
-            "sub": PEOPLE[0].sub,
-            "typ": "Bearer",
-            "iat": now,
-            "exp": now + 300,
-            "preferred_username": "alice",
-            "groups": list(PEOPLE[0].groups),
-            **claims,
-        }
-        signed = JWS(json.dumps({k: v for k, v in merged.items() if v is not None}))
-        protected = {"alg": "RS256", "kid": key["kid"], **(header or {})}
-        signed.add_signature(key, alg="RS256", protected=json.dumps(protected))
-        return str(signed.serialize(compact=True))
-
-
 @pytest.fixture(scope="session")
 def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Issuer]:
-    (port,) = free_ports(1)
-    folder = tmp_path_factory.mktemp("oidc")
-    secret = folder / "secret"
-    secret.write_text(SECRET)
-    argv = (sys.executable, "-m", "sandbox.oidc", "--port", str(port), "--state", str(folder / "state"))
-    process = Process(
-        "oidc",
-        (*argv, "--client-secret-file", str(secret)),
-        {"PATH": os.environ["PATH"]},
-        folder / "oidc.log",
-        lambda: accepts(port),
-    )
-    running = start(process)
-    yield Issuer(running, folder / "state", f"http://127.0.0.1:{port}")
-    stop(running)
+    with running_issuer(tmp_path_factory.mktemp("oidc")) as made:
+        yield made
 
 
 @dataclass
@@ -141,7 +80,7 @@ class Service:
     """A service with a state folder of its own; can be killed and started again."""
 
     folder: Path
-    issuer: Issuer
+    issuer: Realm
     port: int
     changes: dict[str, str] = field(default_factory=dict)
     running: Running | None = None
