@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 
-from bbpwf import faults, log
+from bbpwf import faults, log, memory
 from bbpwf.cli.wiring import build_agent
 from bbpwf.clock import Clock, SystemClock
 from bbpwf.cluster.server import AgentServer
@@ -37,7 +37,8 @@ def serve(settings: Settings, *, until_stdin_closes: bool, clock: Clock | None =
     """
     faults.arm(os.environ.get(faults.VARIABLE, ""))
     sys.setswitchinterval(SWITCH_S)
-    gc.set_threshold(10_000, 20, 20)  # what a poll makes is let go of by itself; to look through it takes long
+    memory.share_one_arena()
+    gc.set_threshold(*memory.COLLECT_AFTER)
     redactor = Redactor()
     log.configure(redactor, level=settings.log_level, as_json=settings.log_json)
     for secret in (settings.oidc.client_secret, *settings.oidc.offline_keys):

@@ -5,12 +5,13 @@ Logging in and importing Luigi take about as long, and neither needs the other.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bbpwf import settings
+from bbpwf import memory, settings
 from bbpwf.cli.wiring import build_agent
 from bbpwf.clock import Clock, SystemClock
 from bbpwf.cluster.agent import Agent
@@ -42,6 +43,8 @@ def begin() -> Iterator[Ahead]:
         InvalidConfig, LedgerError: what there is cannot be used.
         Conflict: another agent serves this state folder.
     """
+    memory.share_one_arena()
+    gc.set_threshold(*memory.COLLECT_AFTER)
     configured, clock, redactor = settings.load(), SystemClock(), Redactor()
     configured.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = lock_state(configured.state)
