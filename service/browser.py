@@ -24,7 +24,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from bbpwf.clock import Clock
 from bbpwf.errors import AccessError, BbpwfError, InvalidInput, NotAuthenticated, NotAuthorized
-from bbpwf.platform.login import SCOPE, Authorization, Login, Tokens
+from bbpwf.platform.login import OFFLINE_SCOPE, SCOPE, Authorization, Login, Tokens
 from bbpwf.settings import ServiceSettings
 from service.access import Authority, Caller
 from service.consent import OfflineLogins
@@ -36,7 +36,6 @@ AWAY_S = 600.0
 EARLY_S = 30.0
 """Tokens are refreshed this long before they end."""
 _MOST = 1000
-OFFLINE_SCOPE = f"{SCOPE} offline_access"
 _OFFLINE_PAGE = (
     "<!doctype html><title>Offline login</title><p>Leave an offline login, and your runs go on acting for you when "
     "this login has ended, until you withdraw it.</p><form method=post><button>Leave an offline login</button></form>"

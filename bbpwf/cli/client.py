@@ -112,6 +112,14 @@ class ServiceClient:
         """One task of the catalogue, by ``module:Task``."""
         return dict(self._ask("GET", f"/tasks/{quote(name, safe=':')}").json())
 
+    def leave_login(self, token: SecretStr) -> list[str]:
+        """Leave an offline login for the caller's runs; those that were parked for want of one and go on now."""
+        return list(self._ask("PUT", "/consent", json={"refresh_token": token.get_secret_value()}).json()["resumed"])
+
+    def withdraw_login(self) -> None:
+        """Withdraw the caller's offline login."""
+        self._ask("DELETE", "/consent")
+
     def _pages(self, path: str, key: str, query: dict[str, Any], *, size: int) -> Iterator[dict[str, Any]]:
         token = ""
         while True:

@@ -27,6 +27,7 @@ class _Stored(BaseModel):
     access: str
     expires_at: float
     refresh: str = ""
+    offline: bool = False
 
 
 class Credentials:
@@ -55,11 +56,11 @@ class Credentials:
             self._write(tokens)
 
     def forget(self) -> SecretStr | None:
-        """Remove the file; answers the refresh token that it held."""
+        """Remove the file; answers the refresh token that it held, unless runs go on with it (an offline one)."""
         with self._locked():
             stored = self._read()
             self._path.unlink(missing_ok=True)
-        return SecretStr(stored.refresh) if stored and stored.refresh else None
+        return SecretStr(stored.refresh) if stored and stored.refresh and not stored.offline else None
 
     def access_token(self) -> SecretStr:
         """A token that is valid now.
@@ -108,6 +109,7 @@ class Credentials:
             access=tokens.access.get_secret_value(),
             expires_at=tokens.expires_at,
             refresh=tokens.refresh.get_secret_value() if tokens.refresh else "",
+            offline=tokens.endless,
         )
         draft = self._path.with_suffix(".new")
         draft.unlink(missing_ok=True)

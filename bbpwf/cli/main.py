@@ -131,20 +131,37 @@ def login(
     password_stdin: Annotated[
         bool, typer.Option("--password-stdin", help="Read the password from standard input.")
     ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Leave a login with the service, for runs that outlast this one.")
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Log in: by any browser, or name and password."""
     from bbpwf.cli.login import log_in
 
-    log_in(username, password_stdin=password_stdin, json_output=json_output)
+    log_in(username, password_stdin=password_stdin, json_output=json_output, offline=offline)
 
 
 @app.command()
-def logout() -> None:
+def logout(
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Withdraw the login that was left with the service, too.")
+    ] = False,
+) -> None:
     """Forget the login of this machine."""
     from bbpwf.cli.login import log_out
 
-    log_out()
+    log_out(offline=offline)
+
+
+@app.command()
+def proxy(
+    port: Annotated[int, typer.Option("--port", help="Loopback port to listen on; 0 picks a free one.", min=0)] = 8099,
+) -> None:
+    """Offer the service on a loopback port with your login added, for browsers, curl and GA4GH clients."""
+    from bbpwf.cli.proxy import serve_proxy
+
+    serve_proxy(port)
 
 
 @app.command()

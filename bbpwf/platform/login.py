@@ -27,6 +27,8 @@ from bbpwf.settings import OidcSettings
 _log = logging.getLogger(__name__)
 
 SCOPE = "openid"
+OFFLINE_SCOPE = f"{SCOPE} offline_access"
+"""Asks for a refresh token that outlives the session."""
 _TIMEOUT_S = 10
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _DEVICE_LIMIT_S = 1800.0  # no realm's codes live longer; a server that says otherwise is not waited for
@@ -60,6 +62,11 @@ class Tokens:
     refresh: SecretStr | None = field(default=None, repr=False)
     refresh_expires_at: float | None = None
     identity: SecretStr | None = field(default=None, repr=False)
+
+    @property
+    def endless(self) -> bool:
+        """Whether these can be refreshed after the session has ended: an offline login."""
+        return self.refresh is not None and self.refresh_expires_at is None
 
 
 @dataclass(frozen=True)

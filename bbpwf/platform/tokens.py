@@ -35,6 +35,8 @@ _CACHE_S = 300.0  # longest time an identity is believed without another look, a
 _CACHE_SIZE = 1024
 _USERINFO = Limits(seconds=5, size=256 * 1024)
 _LOG_IN = "Log in again."
+_FOREIGN = frozenset({"jwk", "jku", "x5u", "x5c", "crit", "b64", "enc", "zip"})
+"""Header parameters that Keycloak never sends: they are for whoever wants to choose the key or the rules."""
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*\Z")
 _LATEST = 1e11  # seconds: the year 5138; a later time is a mistake or a trap
 
@@ -123,6 +125,8 @@ class TokenVerifier:
         header = _object(token.split(".", 1)[0]) if _COMPACT.match(token) else None
         if header is None:
             raise NotAuthenticated("the access token is not a signed JWT", hint=_LOG_IN)
+        if foreign := _FOREIGN & header.keys():
+            raise NotAuthenticated(f"the access token brings keys or rules of its own ({', '.join(sorted(foreign))})")
         algorithm, kid = header.get("alg"), header.get("kid")
         if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
             raise NotAuthenticated(
@@ -142,7 +146,7 @@ class TokenVerifier:
         try:
             signed.deserialize(token)
             signed.verify(key[0])
-            claims = json.loads(signed.payload)
+            claims = json.loads(signed.payload, object_pairs_hook=_once)
         except (JWException, ValueError, TypeError, RecursionError) as error:
             raise NotAuthenticated("the access token's signature is wrong", hint=_LOG_IN) from error
         if not isinstance(claims, dict):
@@ -201,10 +205,18 @@ class TokenVerifier:
 
 def _object(part: str) -> dict[str, object] | None:
     try:
-        content = json.loads(base64url_decode(part))
+        content = json.loads(base64url_decode(part), object_pairs_hook=_once)
     except (ValueError, TypeError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object none of whose names occurs twice: readers disagree on which one counts."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
 
 
 def _text(claims: Mapping[str, object], name: str) -> str:
