@@ -125,7 +125,8 @@ class Submitter:
         return len(planned) == TAKE
 
     def _send(self, batches: Sequence[Batch]) -> None:
-        submissions = [self.submission(batch) for batch in batches]
+        members = self._ledger.members([batch.batch_id for batch in batches])
+        submissions = [self.submission(batch, members[batch.batch_id]) for batch in batches]
         commands = {s.batch_id: self._backend.command(s) for s in submissions}
         self._ledger.mark_sent([b.batch_id for b in batches], commands)
         faults.point("submit.before")
@@ -141,11 +142,11 @@ class Submitter:
 
     def readopt(self) -> None:
         """After a restart: hand the backend what it had accepted, in case it keeps no queue of its own."""
-        self._backend.readopt(self.submission(batch) for batch in self._ledger.accepted_batches(self._cluster))
+        accepted = self._ledger.accepted_batches(self._cluster)
+        self._backend.readopt(self.submission(b, self._ledger.members([b.batch_id])[b.batch_id]) for b in accepted)
 
-    def submission(self, batch: Batch) -> Submission:
+    def submission(self, batch: Batch, members: Sequence[Planned]) -> Submission:
         """Everything that a batch of the ledger is made of."""
-        members = self._ledger.members(batch.batch_id)
         first = members[0].spec
         scripts = tuple(
             script_text(

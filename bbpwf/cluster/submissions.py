@@ -25,6 +25,12 @@ _OF_BATCH = (
     .select_from(batch_jobs.join(jobs, batch_jobs.c.job_key == jobs.c.key))
     .where(batch_jobs.c.batch_id == batches.c.batch_id)
 )
+_MADE_OF = (
+    sa.select(batches.c.batch_id, batch_jobs.c.job_key, batch_jobs.c.attempt, jobs.c.spec, batches.c.resources)
+    .join_from(batches, batch_jobs, batch_jobs.c.batch_id == batches.c.batch_id)
+    .join(jobs, batch_jobs.c.job_key == jobs.c.key)
+    .order_by(batches.c.batch_id, batch_jobs.c.position)
+)
 _COMMAND = batches.update().where(batches.c.batch_id == sa.bindparam("of")).values(command=sa.bindparam("new_command"))
 _ACCEPTED = (
     batches.update()
@@ -139,17 +145,13 @@ class Submissions(Writer):
             raise NotFound(f"the ledger has no submission {batch_id}")
         return _batch(row)
 
-    def members(self, batch_id: str) -> list[Planned]:
-        """The attempts of a submission, by position."""
-        query = (
-            sa.select(batch_jobs.c.job_key, batch_jobs.c.attempt, jobs.c.spec, batches.c.resources)
-            .join_from(batch_jobs, jobs, batch_jobs.c.job_key == jobs.c.key)
-            .join(batches, batches.c.batch_id == batch_jobs.c.batch_id)
-            .where(batch_jobs.c.batch_id == batch_id)
-            .order_by(batch_jobs.c.position)
-        )
+    def members(self, batch_ids: Sequence[str]) -> dict[str, list[Planned]]:
+        """The attempts of each of these submissions, by position."""
+        found: dict[str, list[Planned]] = {batch_id: [] for batch_id in batch_ids}
         with self._reading() as db:
-            return [Planned(row.job_key, row.attempt, _spec(row.spec, row.resources)) for row in db.execute(query)]
+            for batch_id, key, attempt, spec, resources in select_in(db, _MADE_OF, batches.c.batch_id, batch_ids):
+                found[batch_id].append(Planned(key, attempt, _spec(spec, resources)))
+        return found
 
     def seen_as(self, batch_id: str) -> str:
         """The scheduler's id of a job of this submission that some witness has seen; empty if none has."""
