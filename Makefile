@@ -15,7 +15,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## everything that the rest needs: Debian packages, .venv, .software
-	@sandbox/setup.sh packages accounting browser container keycloak venv software
+	@sandbox/setup.sh packages accounting browser database container keycloak venv software
 
 software:  ## the cluster's software environment alone
 	@sandbox/setup.sh software
@@ -41,11 +41,11 @@ test: setup lint  ## all checks and tests, with coverage
 	$(PYTEST) tests --cov --cov-report=term --durations=10
 
 unit:  ## the tests that need no real processes, and those of protocols over all implementations
-	@sandbox/setup.sh packages venv
+	@sandbox/setup.sh packages database venv
 	$(PYTEST) tests/unit tests/contract
 
 integration:  ## the tests with real processes
-	@sandbox/setup.sh packages accounting browser container keycloak venv software
+	@sandbox/setup.sh packages accounting browser database container keycloak venv software
 	$(PYTEST) tests/integration
 
 image:  ## the container image of an instance with its bill of materials, the Lambda bundle; see docs/deployment.md
@@ -60,11 +60,11 @@ chaos:  ## break everything at random, then prove that no job was lost, doubled 
 	@sandbox/setup.sh packages venv
 	$(BIN)/python -m benchmarks.chaos --faults $(FAULTS) --seed $(SEED)
 
-# one or more of fan_out, chain, submissions, live_jobs; all if empty
+# one or more of fan_out, chain, submissions, live_jobs, service; all if empty
 BENCH ?=
 
 bench:  ## measure bbpwf beside raw Slurm; keeps the figures in benchmarks/
-	@sandbox/setup.sh packages venv
+	@sandbox/setup.sh packages load venv
 	$(BIN)/python -m benchmarks $(BENCH)
 
 clean:  ## what tests and builds leave; neither environments nor sandboxes

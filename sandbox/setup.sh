@@ -4,6 +4,8 @@
 #   packages   Debian packages for the sandbox's cluster (installed when root, else their absence is told)
 #   accounting Debian packages for the tests on a Slurm that keeps accounting (likewise)
 #   browser    Debian packages for the tests that drive a browser (likewise)
+#   database   Debian packages for the tests on PostgreSQL (likewise)
+#   load       Debian packages for the load on the service in benchmarks (likewise)
 #   container  Debian packages for the container image and the tests that run containers (likewise)
 #   keycloak   .keycloak: a real Keycloak for the tests of logins, with Debian's Java and Maven (likewise)
 #   venv       .venv: bbpwf, its service, sandbox and developer tools, as pinned in constraints.txt
@@ -22,6 +24,8 @@ cluster_packages=(slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:m
     libnss_wrapper.so:libnss-wrapper)
 accounting_packages=(slurmdbd:slurmdbd mariadbd:mariadb-server)
 browser_packages=(chromium:chromium chromedriver:chromium-driver)
+database_packages=(postgres:postgresql-15)
+load_packages=(wrk:wrk)
 container_packages=(dockerd:docker.io debootstrap:debootstrap)
 keycloak_packages=(java:default-jre-headless mvn:maven)
 
@@ -31,6 +35,7 @@ keycloak_sha256=95756bdfd7540fafaf28874a8eb8d0d4c55977344a3b7821e9bd3a22bfb2b6a6
 
 have() {
     case $1 in
+        postgres) compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || [ -x "$(command -v initdb)" ] ;;
         *.so) compgen -G "/usr/lib/*/$1" >/dev/null || compgen -G "/usr/lib*/$1" >/dev/null ;;
         *) [ -x "$(PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" command -v "$1")" ] ;;
     esac
@@ -76,6 +81,7 @@ install_packages() { # step package...
                 openssh-server) systemctl disable --quiet ssh.service ssh.socket 2>/dev/null || true ;;
                 slurmctld | slurmd | slurmdbd | munge) systemctl disable --quiet "$package.service" 2>/dev/null || true ;;
                 docker.io) systemctl disable --quiet docker.service docker.socket containerd.service 2>/dev/null || true ;;
+                postgresql-15) systemctl disable --quiet postgresql.service 2>/dev/null || true ;;
                 mariadb-server) systemctl disable --quiet mariadb.service 2>/dev/null || true ;;
             esac
         done
@@ -216,6 +222,7 @@ marks_step() {
     [ -z "$(lacking "${cluster_packages[@]}")" ] || terms+=("not slurm")
     [ -z "$(lacking "${accounting_packages[@]}")" ] || terms+=("not accounting")
     [ -z "$(lacking "${browser_packages[@]}")" ] || terms+=("not browser")
+    [ -z "$(lacking "${database_packages[@]}")" ] || terms+=("not postgresql")
     keycloak_works || terms+=("not keycloak")
     # a daemon of one's own takes root, and a kernel that has what containers are made of
     [ "$(id -u)" -eq 0 ] && [ -z "$(lacking "${container_packages[@]}")" ] &&
@@ -242,6 +249,10 @@ for step in "$@"; do
             packages_step accounting "without them the tests on a Slurm with accounting are left out" \
                 "${accounting_packages[@]}" 9>&-
             ;;
+        database)
+            packages_step database "without them the tests on PostgreSQL are left out" "${database_packages[@]}" 9>&-
+            ;;
+        load) packages_step load "without them the service cannot be measured" "${load_packages[@]}" 9>&- ;;
         container)
             packages_step container "without them no image is built and the tests that run containers are left out" \
                 "${container_packages[@]}" 9>&-

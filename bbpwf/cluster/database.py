@@ -20,7 +20,11 @@ from bbpwf.errors import LedgerError
 
 _NAMED = sqlite_dialect.dialect(paramstyle="named")
 _BUSY_MS = 30_000
-"""How long a SQLite writer waits for another process's transaction."""
+"""How long a writer waits for another process's transaction."""
+_WRITERS = 0x62627077
+"""The advisory lock of PostgreSQL that whoever writes holds; each database has its own."""
+CONNECT_S = 10
+"""Limit for opening a connection to PostgreSQL."""
 
 
 class Database:
@@ -135,11 +139,29 @@ def open_database(url: str) -> Database:
         engine = sa.create_engine(url, connect_args={"timeout": _BUSY_MS / 1000, "check_same_thread": False})
         _make_sqlite_transactional(engine)
     else:
-        engine = sa.create_engine(url, pool_pre_ping=True, pool_size=10)
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        limits = {"options": f"-c lock_timeout={_BUSY_MS}", "connect_timeout": CONNECT_S}
+        engine = sa.create_engine(parsed, pool_pre_ping=True, pool_size=10, max_overflow=30, connect_args=limits)
+        _make_writers_queue(engine)
     database = Database(engine)
-    with database.begin() as connection:
-        migrate(connection)
+    try:
+        with database.begin() as connection:
+            migrate(connection)
+    except BaseException:
+        database.close()
+        raise
     return database
+
+
+def _make_writers_queue(engine: sa.Engine) -> None:
+    """Let one transaction write at a time, as in SQLite: what it read at its beginning still holds at its end."""
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        options = connection.get_execution_options()
+        if not options.get("reading", False) and options.get("isolation_level") != "AUTOCOMMIT":
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS})")
 
 
 def _make_sqlite_transactional(engine: sa.Engine) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -57,8 +56,8 @@ def scheduler() -> CountedScheduler:
 
 
 @pytest.fixture
-def engine(tmp_path: Path, scheduler: CountedScheduler) -> Iterator[Engine]:
-    made = Engine(f"sqlite:///{tmp_path / 'l.db'}", scheduler, ManualClock())
+def engine(database_url: str, scheduler: CountedScheduler) -> Iterator[Engine]:
+    made = Engine(database_url, scheduler, ManualClock())
     yield made
     made.database.close()
 

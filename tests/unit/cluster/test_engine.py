@@ -84,8 +84,8 @@ class Engine:
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    made = Engine(f"sqlite:///{tmp_path / 'l.db'}", MemoryScheduler(), ManualClock())
+def engine(database_url: str) -> Iterator[Engine]:
+    made = Engine(database_url, MemoryScheduler(), ManualClock())
     yield made
     made.database.close()
 
@@ -178,12 +178,12 @@ def test_a_refusal_ends_the_job_with_the_scheduler_s_words(engine: Engine) -> No
     assert (engine.view().state, engine.view().reason) == (JobState.REJECTED, "Invalid partition name specified")
 
 
-def test_a_new_agent_finishes_what_the_old_one_had_begun(engine: Engine, tmp_path: Path) -> None:
+def test_a_new_agent_finishes_what_the_old_one_had_begun(engine: Engine, database_url: str) -> None:
     engine.scheduler.answers = ["lose after"]
     engine.want(3)
     with pytest.raises(ConnectionLost):
         engine.submitter.round()
-    successor = Engine(f"sqlite:///{tmp_path / 'l.db'}", engine.scheduler, engine.clock)
+    successor = Engine(database_url, engine.scheduler, engine.clock)
     successor.submitter.round()
     assert len(successor.scheduler.jobs) == 1
     assert successor.view(2).state is JobState.QUEUED

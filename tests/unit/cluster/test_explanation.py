@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,8 +17,8 @@ from tests.unit.cluster.test_engine import Engine
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    made = Engine(f"sqlite:///{tmp_path / 'l.db'}", MemoryScheduler(), ManualClock())
+def engine(database_url: str) -> Iterator[Engine]:
+    made = Engine(database_url, MemoryScheduler(), ManualClock())
     yield made
     made.database.close()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -91,8 +90,8 @@ def test_no_attempt_asks_for_less_for_more_than_is_there_or_too_often(
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    made = Engine(f"sqlite:///{tmp_path / 'l.db'}", MemoryScheduler(), ManualClock())
+def engine(database_url: str) -> Iterator[Engine]:
+    made = Engine(database_url, MemoryScheduler(), ManualClock())
     made.ledger.know_limits("default", lambda _: DEBUG)
     yield made
     made.database.close()

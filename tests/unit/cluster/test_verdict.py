@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -181,8 +180,8 @@ def test_nothing_is_called_completed_without_a_witness_who_says_so(
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    made = Engine(f"sqlite:///{tmp_path / 'l.db'}", MemoryScheduler(), ManualClock())
+def engine(database_url: str) -> Iterator[Engine]:
+    made = Engine(database_url, MemoryScheduler(), ManualClock())
     yield made
     made.database.close()
 
