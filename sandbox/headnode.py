@@ -37,6 +37,17 @@ class HeadNode:
         """The part of the shared disk that runs keep data on."""
         return self.folder / "cluster" / "obi" / "data" / "scratch"
 
+    @property
+    def commands(self) -> Path:
+        """First on the PATH of the ordinary user's login: a place for doubles."""
+        return self.folder / "cluster" / "bin-sim"
+
+    def jobs_started(self) -> list[str]:
+        """Slurm's own log: one entry for each job or element that it ever started."""
+        log = (self.slurm.folder / "log" / "slurmctld.log").read_text()
+        marks = ("sched: Allocate JobId=", "backfill: Started JobId=", "sched/backfill: _start_job: Started JobId=")
+        return [line.split("JobId=", 1)[1].split()[0] for line in log.splitlines() if any(m in line for m in marks)]
+
     def connections_so_far(self) -> int:
         """SSH logins since the start."""
         return self.sshd.log.read_text().count("Accepted publickey") if self.sshd.log.exists() else 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -60,6 +60,11 @@ def read_tally(text: str) -> dict[str, Ran]:
     return found
 
 
+def read_fenced(event_files: Iterable[Path]) -> int:
+    """How many jobs of Slurm ended at once, because the lease of their work was taken: duplicates that did nothing."""
+    return sum(line.startswith("D ") for file in event_files for line in file.read_text(errors="replace").splitlines())
+
+
 @dataclass(frozen=True)
 class Step:
     """One line of a job's history in the ledger."""
@@ -80,16 +85,23 @@ def read_history(ledger: Path) -> dict[str, list[Step]]:
     return found
 
 
+def judge_order(history: Mapping[str, Sequence[Step]]) -> list[str]:
+    """Of all jobs of a ledger: which went back, and how."""
+    return [f"{key}: {problem}" for key, steps in history.items() if (problem := _backwards(steps))]
+
+
 def judge(
-    intents: Mapping[str, Intent], history: Mapping[str, Sequence[Step]], tally: Mapping[str, Ran], alive: Sequence[str]
+    intents: Mapping[str, Intent],
+    history: Mapping[str, Sequence[Step]],
+    tally: Mapping[str, Ran],
+    alive: Sequence[str] = (),
 ) -> Verdict:
     """Compare what was wanted, what the ledger says, and what was done; ``alive`` names whatever still runs."""
     verdict = Verdict(len(intents), orphans=list(alive))
+    verdict.backwards += judge_order(history)
     for key, intent in intents.items():
         steps = history.get(key, [])
         ran = tally.get(key, Ran())
-        if problem := _backwards(steps):
-            verdict.backwards.append(f"{key}: {problem}")
         if problem := _doubled(steps, ran):
             verdict.doubled.append(f"{key}: {problem}")
         elif problem := _lost(intent, steps, ran):
@@ -130,6 +142,8 @@ def _lost(intent: Intent, steps: Sequence[Step], ran: Ran) -> str:
     codes = [ran.ended[begun] for begun in ran.begun if begun in ran.ended]
     if last.state == "CANCELLED" and intent.cancelled:
         return "it was cancelled after it had ended well" if 0 in codes else ""
+    if last.state == "REJECTED" and intent.refused:
+        return "it was refused, and yet began" if ran.begun else ""
     wanted = ([1] * (intent.attempts - 1)) + [intent.code]
     if last.state != ("COMPLETED" if intent.code == 0 else "FAILED"):
         return f"ended {last.state} ({last.reason[:160]}), though its jobs ended with {codes}"

@@ -17,7 +17,7 @@ for order in "$chaos"/orders/{name}.*; do
         break
     fi
 done
-[ -z "$what" ] && exec /usr/bin/{name} "$@"
+{plain}
 cut() {{ # end the connection that this runs in, as a broken network would
     local pid=$$ name listener fields
     listener=$(<"$chaos/listener")
@@ -29,6 +29,20 @@ cut() {{ # end the connection that this runs in, as a broken network would
         pid=${{fields[1]}}
     done
 }}
+"""
+
+_PLAIN = '[ -z "$what" ] && exec /usr/bin/{name} "$@"'
+_SQUEUE_PLAIN = """
+real() {{ # jobs that are hidden are in no answer of squeue, ever
+    if [ -s "$chaos/hidden" ]; then
+        local ids
+        ids=$(paste -sd '|' "$chaos/hidden")
+        /usr/bin/squeue "$@" | grep -vE $'^(\x1e[0-9a-f]+\x1e)'"($ids)([^0-9]|$)"
+        return "${{PIPESTATUS[0]}}"
+    fi
+    /usr/bin/squeue "$@"
+}}
+[ -z "$what" ] && {{ real "$@"; exit; }}
 """
 
 _SBATCH = """
@@ -44,6 +58,19 @@ case $what in
     mute) /usr/bin/sbatch "$@" >/dev/null; exit 0 ;;
     slow-before) sleep 2; exec /usr/bin/sbatch "$@" ;;
     slow-after) /usr/bin/sbatch "$@"; sleep 2; exit 0 ;;
+    twice-first | twice-second) # the same job is there two times
+        script=$(cat; echo .)
+        first=$(printf %s "${script%.}" | /usr/bin/sbatch "$@") || exit 1
+        second=$(printf %s "${script%.}" | /usr/bin/sbatch "$@") || second=$first
+        [ $what = twice-first ] && echo "$first" || echo "$second"
+        exit 0
+        ;;
+    hidden) # it will begin much later; the answer is lost, and squeue does not show it
+        answer=$(/usr/bin/sbatch "$@" --begin=now+30) || exit 1
+        echo "${answer%%;*}" >>"$chaos/hidden"
+        echo "$late" >&2
+        exit 1
+        ;;
     chatty) echo "Welcome! 12345 jobs ran here today."; exec /usr/bin/sbatch "$@" ;;
     cut-before) cut; exec /usr/bin/sbatch "$@" ;;
     cut-after) /usr/bin/sbatch "$@"; code=$?; cut; exit $code ;;
@@ -55,11 +82,11 @@ _SQUEUE = """
 case $what in
     fail) echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1 ;;
     late) sleep 1; echo "slurm_load_jobs error: Socket timed out on send/recv operation" >&2; exit 1 ;;
-    slow) sleep 3; exec /usr/bin/squeue "$@" ;;
+    slow) sleep 3; real "$@"; exit ;;
     nothing) exit 0 ;;
-    half) /usr/bin/squeue "$@" | head -n 3; exit 0 ;;
-    torn) out=$(/usr/bin/squeue "$@"); printf '%s' "${out:0:${#out}*2/3}"; exit 0 ;;
-    unknown) /usr/bin/squeue "$@" | sed 's/RUNNING/HIBERNATING/; s/COMPLETED/DREAMING/'; exit 0 ;;
+    half) real "$@" | head -n 3; exit 0 ;;
+    torn) out=$(real "$@"); printf '%s' "${out:0:${#out}*2/3}"; exit 0 ;;
+    unknown) real "$@" | sed 's/RUNNING/HIBERNATING/; s/COMPLETED/DREAMING/'; exit 0 ;;
     cut) cut; exit 1 ;;
 esac
 exit 1
@@ -91,6 +118,9 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "chatty",
         "cut-before",
         "cut-after",
+        "twice-first",
+        "twice-second",
+        "hidden",
     ),
     "squeue": ("fail", "late", "slow", "nothing", "half", "torn", "unknown", "cut"),
     "scancel": ("fail", "nothing", "die-after", "cut"),
@@ -108,7 +138,8 @@ class Shims:
             (folder / name).mkdir(parents=True)
         for name, body in _BODIES.items():
             shim = bin_folder / name
-            shim.write_text(_TAKE.format(chaos=shlex.quote(str(folder)), name=name) + body)
+            plain = (_SQUEUE_PLAIN if name == "squeue" else _PLAIN).format(name=name)
+            shim.write_text(_TAKE.format(chaos=shlex.quote(str(folder)), name=name, plain=plain) + body)
             shim.chmod(0o755)
 
     def listener(self, pid: int) -> None:

@@ -5,91 +5,46 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from bbpwf import faults
-from bbpwf.cluster.client import AgentClient
-from bbpwf.cluster.control import AgentControl
-from bbpwf.errors import BbpwfError, ConnectFailed
+from bbpwf.cluster.jobs import JobSpec
+from bbpwf.errors import ConnectFailed
 from bbpwf.states import JobState
+from benchmarks.chaos.agents import AgentProcess
 from benchmarks.chaos.shims import Shims
-from benchmarks.chaos.workload import RUN
-from sandbox import sshd
-from sandbox.process import Running, start, stop
-from tests.support.clusters import RealCluster, real_cluster
+from sandbox import headnode, sshd
+from sandbox.headnode import HeadNode
 
 _LIVE = tuple(state.value for state in JobState if not state.terminal)
 _DISK_MB = 48
 _FILLER = "filler"
-
-
-class AgentProcess:
-    """One agent on a state folder of its own; all share one database."""
-
-    def __init__(self, popen: subprocess.Popen[bytes], state: Path) -> None:
-        self.popen = popen
-        self._control = AgentControl(state / "agent.sock", timeout=5.0)
-        self._client: AgentClient | None = None
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process is there."""
-        return self.popen.poll() is None
-
-    def client(self) -> AgentClient:
-        """The run's handle. Raises ConnectFailed or ConnectionLost while there is nobody to answer."""
-        if self._client is None:
-            self._client = AgentClient(self._control.open_run(RUN, 1), RUN)
-        return self._client
-
-    def wait_open(self, within: float) -> bool:
-        """Wait until it answers; False when it died or did not in time."""
-        deadline = time.monotonic() + within
-        while self.alive and time.monotonic() < deadline:
-            with contextlib.suppress(BbpwfError):
-                self.client()
-                return True
-            time.sleep(0.05)
-        return False
-
-    def kill(self) -> None:
-        """``kill -9``, if it still runs."""
-        with contextlib.suppress(ProcessLookupError):
-            self.popen.kill()
-        self.popen.wait()
-
-    def close(self) -> None:
-        """Kill it and close the sockets."""
-        self.kill()
-        self._control.close()
-        if self._client is not None:
-            self._client.close()
+_GONE_WITHIN_S = 30.0
 
 
 class Site:
-    """A cluster and its present agent."""
+    """A ledger and its present agent, whose jobs run on this machine; :class:`SlurmSite` has a cluster for them."""
 
-    def __init__(self, cluster: RealCluster, folder: Path, *, mounted: bool) -> None:
-        self.cluster = cluster
+    def __init__(self, folder: Path, shared: Path, *, mounted: bool) -> None:
         self.folder = folder
+        self.shared = shared
         self.mounted = mounted
-        self.shared = cluster.folder / "shared"
         self.ledger = folder / "ledger" / "bbpwf.db"
-        self.shims = Shims(folder / "chaos", cluster.folder / "bin")
-        self.shims.listener(cluster.running["sshd"].pid)
         self.log = folder / "agent.log"
         self._clock = folder / "clock"
         self._agents = 0
         self._agent: AgentProcess | None = None
         self._all: list[AgentProcess] = []
+        self.set_clock(0.0)
 
     # -- agents -----------------------------------------------------------------------------------------------
 
@@ -100,12 +55,20 @@ class Site:
             raise ConnectFailed("no agent runs now")
         return self._agent
 
+    def cluster_env(self) -> dict[str, str]:
+        """How an agent is told of the cluster."""
+        return {
+            "BBPWF_CLUSTER__KIND": "local",
+            "BBPWF_CLUSTER__MAX_LOCAL_JOBS": "8",
+            "BBPWF_CLUSTER__DATA_ROOT": str(self.shared / "data"),
+            "BBPWF_CLUSTER__POLL_S": "1",
+        }
+
     def start_agent(self, armed: str = "", *, beside: bool = False) -> AgentProcess:
         """Start an agent, with armed fault points; ``beside`` another one, it has a state folder of its own."""
         if beside or self._agents == 0:
             self._agents += 1
         state = self.folder / f"s{self._agents}"
-        settings = self.cluster.settings("data")
         env = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.folder),
@@ -113,27 +76,9 @@ class Site:
             faults.VARIABLE: armed,
             "BBPWF_STATE_DIR": str(state),
             "BBPWF_DATABASE_URL": f"sqlite:///{self.ledger}",
-            "BBPWF_CLUSTER__KIND": "ssh",
-            "BBPWF_CLUSTER__HOST": settings.host,
-            "BBPWF_CLUSTER__PORT": str(settings.port),
-            "BBPWF_CLUSTER__USER": settings.user,
-            "BBPWF_CLUSTER__KEY_FILE": str(settings.key_file),
-            "BBPWF_CLUSTER__DATA_ROOT": settings.data_root,
-            "BBPWF_CLUSTER__POLL_S": "1",
-            "BBPWF_CLUSTER__COMMAND_TIMEOUT_S": "30",
-            "BBPWF_CLUSTER__UNCLEAR_S": "15",
-            "BBPWF_CLUSTER__LOST_AFTER_S": "120",
+            **self.cluster_env(),
         }
-        with self.log.open("ab") as log:
-            popen = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.chaos.agent"],
-                env=env,
-                cwd=Path(__file__).parents[2],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        self._agent = AgentProcess(popen, state)
+        self._agent = AgentProcess(env, state, self.log)
         self._all.append(self._agent)
         return self._agent
 
@@ -141,6 +86,22 @@ class Site:
         """End every agent. A caller that was slow may have used one that was ended already: all are closed again."""
         for agent in self._all:
             agent.close()
+
+    def submit(self, specs: list[JobSpec]) -> None:
+        """Want jobs of the present agent."""
+        self.agent.client().submit(specs)
+
+    def cancel(self, keys: list[str]) -> None:
+        """Want them no more."""
+        self.agent.client().cancel(keys)
+
+    def throttle(self, keys: list[str], limit: int) -> None:
+        """Let few of them run at once."""
+        self.agent.throttle(keys, limit)
+
+    def release(self) -> None:
+        """Give back what the run holds of the cluster."""
+        self.agent.release()
 
     def live(self) -> int:
         """How many jobs have not ended, as the ledger says."""
@@ -153,42 +114,11 @@ class Site:
 
     # -- levers -----------------------------------------------------------------------------------------------
 
-    def cut_connections(self) -> None:
-        """Kill what serves the open SSH connections."""
-        for pid in sshd.connections(self.cluster.running["sshd"].pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    def restart_sshd(self, away: float) -> None:
-        """Stop it with its connections, and start it again after ``away`` seconds."""
-        self.cut_connections()
-        stop(self.cluster.running["sshd"])
-        time.sleep(away)
-        self.cluster.running["sshd"] = start(self.cluster.sshd.process)
-        self.shims.listener(self.cluster.running["sshd"].pid)
-
-    def restart_controller(self, away: float) -> None:
-        """Stop slurmctld as an operator would, and start it again."""
-        stop(self.cluster.running["slurmctld"])
-        time.sleep(away)
-        made = next(p for p in self.cluster.slurm.processes if p.name == "slurmctld")
-        self.cluster.running["slurmctld"] = start(made)
-
-    @contextmanager
-    def frozen_controller(self) -> Iterator[None]:
-        """The controller neither answers nor refuses."""
-        pid = self.cluster.running["slurmctld"].pid
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(pid, signal.SIGCONT)
-
     @contextmanager
     def full_disk(self, near: bool) -> Iterator[None]:
         """No room: for the ledger (``near``), or for everything on the cluster's shared disk."""
         if not self.mounted:
-            with self._small_files(near):
+            with _small_files(self.writers(near), 4096 if near else 0):
                 yield
             return
         filler = (self.ledger.parent if near else self.shared) / _FILLER
@@ -200,22 +130,10 @@ class Site:
         finally:
             filler.unlink(missing_ok=True)
 
-    @contextmanager
-    def _small_files(self, near: bool) -> Iterator[None]:
-        """What an ordinary user can do instead: writes of the agent, or of its remote shells, fail by a size limit."""
-        pids = [self.agent.popen.pid] if near else sshd.connections(self.cluster.running["sshd"].pid)
-        limit = 4096 if near else 0
-        before = {}
-        for pid in pids:
-            with contextlib.suppress(OSError):
-                before[pid] = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-                resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, before[pid][1]))
-        try:
-            yield
-        finally:
-            for pid, limits in before.items():
-                with contextlib.suppress(OSError):
-                    resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
+    def writers(self, near: bool) -> list[int]:
+        """Processes that write to the ledger's disk, or to the shared one."""
+        del near
+        return [self.agent.popen.pid]
 
     def set_clock(self, shift: float) -> None:
         """Let the agent's time of day be off by ``shift`` seconds."""
@@ -223,35 +141,180 @@ class Site:
         draft.write_text(str(shift))
         draft.replace(self._clock)
 
+    # -- what is left -----------------------------------------------------------------------------------------
+
+    def remains(self) -> list[str]:
+        """Jobs and processes of jobs that are still there."""
+        marker = f"{self.shared}/data/.bbpwf/".encode()
+        return [f"process {pid} of a job still runs" for pid, argv in _command_lines() if marker in argv]
+
+    def end_remains(self) -> None:
+        """Kill what is left, if there is anything."""
+        marker = f"{self.shared}/data/.bbpwf/".encode()
+        for pid, argv in _command_lines():
+            if marker in argv:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def left(self) -> list[str]:
+        """What is still there after it had time to go."""
+        deadline = time.monotonic() + _GONE_WITHIN_S
+        while (found := self.remains()) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return found
+
+    def started(self) -> int:
+        """How many jobs the scheduler ever started."""
+        return 0
+
+
+class SlurmSite(Site):
+    """A head node that can be broken, with a Slurm behind it."""
+
+    def __init__(self, cluster: HeadNode, folder: Path, *, mounted: bool) -> None:
+        super().__init__(folder, cluster.data_root, mounted=mounted)
+        self.cluster = cluster
+        self.shims = Shims(folder / "chaos", cluster.commands)
+        self.shims.listener(cluster.running["sshd"].pid)
+
+    def cluster_env(self) -> dict[str, str]:
+        """How an agent reaches the head node."""
+        return {
+            "BBPWF_CLUSTER__KIND": "ssh",
+            "BBPWF_CLUSTER__HOST": "127.0.0.1",
+            "BBPWF_CLUSTER__PORT": str(self.cluster.sshd.port),
+            "BBPWF_CLUSTER__USER": self.cluster.sshd.user,
+            "BBPWF_CLUSTER__KEY_FILE": str(self.cluster.sshd.sim_key),
+            "BBPWF_CLUSTER__DATA_ROOT": str(self.shared / "data"),
+            "BBPWF_CLUSTER__POLL_S": "1",
+            "BBPWF_CLUSTER__COMMAND_TIMEOUT_S": "30",
+            "BBPWF_CLUSTER__UNCLEAR_S": "15",
+            "BBPWF_CLUSTER__LOST_AFTER_S": "120",
+        }
+
+    def cut_connections(self) -> None:
+        """Kill what serves the open SSH connections."""
+        for pid in sshd.connections(self.cluster.running["sshd"].pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def restart_sshd(self, away: float) -> None:
+        """Stop it with its connections, and start it again after ``away`` seconds."""
+        self.cut_connections()
+        self.cluster.end("sshd")
+        time.sleep(away)
+        self.cluster.begin("sshd")
+        self.shims.listener(self.cluster.running["sshd"].pid)
+
+    def restart_controller(self, away: float) -> None:
+        """Stop slurmctld as an operator would, and start it again."""
+        self.cluster.end("slurmctld")
+        time.sleep(away)
+        self.cluster.begin("slurmctld")
+
+    @contextmanager
+    def frozen_controller(self) -> Iterator[None]:
+        """The controller neither answers nor refuses."""
+        pid = self.cluster.running["slurmctld"].pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    def writers(self, near: bool) -> list[int]:
+        """The agent, or its shells on the head node."""
+        return super().writers(near) if near else sshd.connections(self.cluster.running["sshd"].pid)
+
+    def remains(self) -> list[str]:
+        """Jobs that Slurm still has, by its own word (and not through the shims), and processes of jobs."""
+        listed = self.cluster.slurm.command("squeue", "--noheader", "--format=%i %T %k", timeout=30.0).stdout
+        found = [f"Slurm still has {line}" for line in listed.split("\n") if line]
+        return found + [f"process {pid} of a job still runs" for pid in self.cluster.slurm.job_processes()]
+
+    def end_remains(self) -> None:
+        """The cluster's end is theirs."""
+
+    def started(self) -> int:
+        """Slurm's own log tells."""
+        return len(self.cluster.jobs_started())
+
 
 @contextmanager
-def site(**options: Any) -> Iterator[Site]:
+def slurm_site() -> Iterator[SlurmSite]:
     """A cluster with small disks, where mounting is allowed; ended and unmounted afterwards."""
     with ExitStack() as stack:
-        cluster = stack.enter_context(real_cluster(**options))
-        folder = cluster.folder / "chaos"
-        (folder / "ledger").mkdir(parents=True)
-        (cluster.folder / "shared").mkdir()
-        mounted = _mount(stack, folder / "ledger") and _mount(stack, cluster.folder / "shared")
-        made = Site(cluster, folder, mounted=mounted)
-        stack.callback(_stop_new, cluster, dict(cluster.running))
-        try:
-            yield made
-        finally:
-            made.close()
+        folder = _folder(stack)
+        options = {"nodes": 2, "min_job_age": 5, "kill_wait": 2, "extra": "MessageTimeout=5\n"}
+        cluster = stack.enter_context(headnode.running(folder, **options))
+        made = SlurmSite(cluster, folder / "chaos", mounted=_mount(stack, (_ledger(folder), cluster.data_root)))
+        stack.callback(made.close)
+        yield made
 
 
-def _stop_new(cluster: RealCluster, first: dict[str, Running]) -> None:
-    """Stop daemons that were started in place of the first ones: those are the cluster's own to stop."""
-    for name, running in cluster.running.items():
-        if running is not first[name]:
-            cluster.slurm.end_jobs() if name == "slurmctld" else cluster.cut_connections()
-            stop(running)
+@contextmanager
+def local_site() -> Iterator[Site]:
+    """This machine, with small disks, where mounting is allowed; what runs there is ended afterwards."""
+    with ExitStack() as stack:
+        folder = _folder(stack)
+        shared = folder / "shared"
+        shared.mkdir()
+        made = Site(folder / "chaos", shared, mounted=_mount(stack, (_ledger(folder), shared)))
+        stack.callback(made.end_remains)
+        stack.callback(made.close)
+        yield made
 
 
-def _mount(stack: ExitStack, path: Path) -> bool:
-    argv = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_MB}m", "none", str(path)]
-    if subprocess.run(argv, capture_output=True, check=False, timeout=10).returncode != 0:
-        return False
-    stack.callback(subprocess.run, ["umount", "--lazy", str(path)], check=True, timeout=30)
+def _folder(stack: ExitStack) -> Path:
+    """A new folder with a short name; kept until everything in it has ended."""
+    folder = Path(tempfile.mkdtemp(prefix="bbpwf-c-", dir="/tmp"))
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _ledger(folder: Path) -> Path:
+    path = folder / "chaos" / "ledger"
+    path.mkdir(parents=True)
+    return path
+
+
+def _mount(stack: ExitStack, paths: Sequence[Path]) -> bool:
+    """Give each path a small disk of its own; False, and none at all, where that is not allowed."""
+    done: list[Callable[[], object]] = []
+    for path in paths:
+        argv = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_MB}m", "none", str(path)]
+        if subprocess.run(argv, capture_output=True, check=False, timeout=10).returncode != 0:
+            for undo in done:
+                undo()
+            return False
+        done.append(partial(_unmount, path))
+    for undo in done:
+        stack.callback(undo)
     return True
+
+
+def _unmount(path: Path) -> None:
+    subprocess.run(["umount", "--lazy", str(path)], check=True, timeout=30)
+
+
+@contextmanager
+def _small_files(pids: Sequence[int], limit: int) -> Iterator[None]:
+    """What an ordinary user can do instead of filling a disk: writes of these processes fail by a size limit."""
+    before = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            before[pid] = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, before[pid][1]))
+    try:
+        yield
+    finally:
+        for pid, limits in before.items():
+            with contextlib.suppress(OSError):
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
+
+
+def _command_lines() -> Iterator[tuple[int, bytes]]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                yield int(entry.name), (entry / "cmdline").read_bytes()
