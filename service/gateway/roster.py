@@ -130,37 +130,41 @@ class DynamoRoster:
     def __init__(self, table: str, settings: AwsSettings) -> None:
         self._where = f"DynamoDB table {table}"
         limits = Config(connect_timeout=2, read_timeout=4, retries={"mode": "standard", "total_max_attempts": 3})
-        session = boto3.session.Session()
-        resource = session.resource(
+        self._table = table
+        self._client: Any = boto3.session.Session().client(
             "dynamodb", region_name=settings.region, endpoint_url=settings.endpoint_url or None, config=limits
         )
-        self._table = resource.Table(table)
 
     def read(self) -> tuple[int, Entries]:
         """Version and content, as they are now."""
         try:
-            item: dict[str, Any] = self._table.get_item(Key={"id": self._ID}, ConsistentRead=True).get("Item", {})
+            answer = self._client.get_item(TableName=self._table, Key={"id": {"S": self._ID}}, ConsistentRead=True)
         except (BotoCoreError, ClientError) as error:
             raise self._failed(error) from error
+        item: dict[str, dict[str, str]] = answer.get("Item", {})
         if not item:
             return 0, {}
         try:
-            return int(item["version"]), _ENTRIES.validate_json(str(item["entries"]))
+            return int(item["version"]["N"]), _ENTRIES.validate_json(item["entries"]["S"])
         except (KeyError, ValueError, ValidationError) as error:
             raise InstanceFailed("the gateway's roster makes no sense", where=self._where) from error
 
     def write(self, version: int, entries: Entries) -> None:
         """Put it if the version is still the same."""
-        item = {"id": self._ID, "version": version + 1, "entries": _ENTRIES.dump_json(dict(entries)).decode()}
+        item = {
+            "id": {"S": self._ID},
+            "version": {"N": str(version + 1)},
+            "entries": {"S": _ENTRIES.dump_json(dict(entries)).decode()},
+        }
         condition: dict[str, Any] = {"ConditionExpression": "attribute_not_exists(id)"}
         if version:
             condition = {
                 "ConditionExpression": "#v = :v",
                 "ExpressionAttributeNames": {"#v": "version"},
-                "ExpressionAttributeValues": {":v": version},
+                "ExpressionAttributeValues": {":v": {"N": str(version)}},
             }
         try:
-            self._table.put_item(Item=item, **condition)
+            self._client.put_item(TableName=self._table, Item=item, **condition)
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") == "ConditionalCheckFailedException":
                 raise StaleRoster from error

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,8 +23,9 @@ import requests
 from container import image
 from sandbox import dockerd
 from sandbox.process import Process, Running, accepts, free_ports, start, stop
-from tests.integration.service.conftest import MODULE, SECRET, Issuer
+from tests.integration.service.conftest import MODULE
 from tests.support.clusters import RealCluster
+from tests.support.issuer import SECRET, Issuer
 from tests.support.relay import relay
 
 NETWORK = "bbpwf-test"
@@ -91,9 +93,12 @@ def issuer(bridge: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Is
         origin = f"http://{bridge}:{outside}"
         argv = [sys.executable, "-m", "tests.integration.gateway.issuer", origin, str(port), str(folder)]
         env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(image.HERE.parent)}
-        running = start(Process("oidc", tuple(argv), env, folder / "oidc.log", lambda: accepts(port), 60))
-        yield Issuer(running, folder / "state", origin)
-        stop(running)
+        process = Process("oidc", tuple(argv), env, folder / "oidc.log", lambda: accepts(port), 60)
+        running = start(process)
+        try:
+            yield Issuer(process, running, folder / "state", origin)
+        finally:
+            stop(running)
 
 
 @dataclass
@@ -145,7 +150,9 @@ class Gateway:
         virtual_lab, project = str(uuid.uuid4()), str(uuid.uuid4())
         self.projects.append(project)
         groups = [f"/proj/{virtual_lab}/{project}/member"]
-        token = self.issuer.forge(sub=str(uuid.uuid4()), preferred_username="member", groups=groups)
+        token = self.issuer.forge(
+            sub=str(uuid.uuid4()), preferred_username="member", groups=groups, exp=int(time.time()) + 3600
+        )
         return Member(self, virtual_lab, project, token)
 
     def containers(self) -> list[Any]:

@@ -96,19 +96,21 @@ def test_the_first_request_starts_and_the_second_finds(instances: Instances, boa
 
 def test_many_gateways_at_once_start_one(boats: Boats, path: Path, clock: ManualClock) -> None:
     def ask(_: int) -> Ready | Starting:
-        return found(Instances(boats, FileRoster(path), cap=2, start_limit_s=300, clock=clock))
+        # short waits: everybody's together stay below what a claim lasts
+        return found(Instances(boats, FileRoster(path), cap=2, start_limit_s=300, clock=clock), wait_s=0.5)
 
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(ask, range(60)))
     assert len(boats.orders) == 1
-    assert Ready("10.0.0.1:8100") in answers
+    assert {type(each) for each in answers} <= {Ready, Starting}
+    assert ask(0) == Ready("10.0.0.1:8100")
 
 
 def test_many_gateways_never_start_more_than_may_be(boats: Boats, path: Path, clock: ManualClock) -> None:
     def ask(number: int) -> str:
         mine = Instances(boats, FileRoster(path), cap=3, start_limit_s=300, clock=clock)
         try:
-            found(mine, Project("v", f"p{number % 8}"))
+            found(mine, Project("v", f"p{number % 8}"), wait_s=0.5)
         except NoRoom:
             return "no room"
         return "room"
