@@ -19,7 +19,7 @@ from bbpwf import shell
 from bbpwf.cluster.backend import Accepted, Answer, Entry, PutOff, Refused, Submission, Unclear
 from bbpwf.cluster.jobs import Resources
 from bbpwf.cluster.retries import NO_LIMITS, PartitionLimits
-from bbpwf.cluster.spool import MODULES, job_script, manifest
+from bbpwf.cluster.spool import MODULES, job_body, job_head, manifest
 from bbpwf.errors import NotFound, SlurmBusy, SlurmError, SubmitAmbiguous, SubmitLimited
 from bbpwf.slurm import sbatch
 from bbpwf.slurm.client import SlurmClient
@@ -53,8 +53,9 @@ _PROLOGUE = """
 cd {spool} || exit 1
 exec 9>submit.lock
 flock -w 240 9 || exit 75
+body={body} # once: a shell that holds much takes long to fork
 put() {{ # never again once it was sent: an element that begins now may be reading it
-    [ -e "${{1%/*}}/sent" ] || printf '%s' "$2" >"$1" || exit 1
+    [ -e "${{1%/*}}/sent" ] || printf '%s' "$2" "${{3:-}}" >"$1" || exit 1
 }}
 sub() {{ # batch, fresh, sbatch arguments
     local batch=$1 d=batches/$1 fresh=$2 out code
@@ -251,13 +252,17 @@ def _asked(resources: Resources, default_partition: str) -> SbatchOptions:
 
 def submit_script(submissions: Sequence[Submission], spool: str, nonce: str, *, default_partition: str = "") -> str:
     """The script that submits them: builtins wherever possible, for every process costs as much as sbatch itself."""
-    parts = [sbatch.environment_script(_EXPORTED), _PROLOGUE.format(spool=shell.quote([spool]), nonce=nonce)]
+    parts = [
+        sbatch.environment_script(_EXPORTED),
+        _PROLOGUE.format(spool=shell.quote([spool]), nonce=nonce, body=shell.quote([job_body()])),
+    ]
     parts.append(f"mkdir -p {shell.quote(f'batches/{s.batch_id}' for s in submissions)} || exit 1\n")
     for submission in submissions:
         text, extra = manifest(list(submission.scripts))
         folder = f"batches/{submission.batch_id}"
-        files: Mapping[str, str] = {"manifest": text, **extra, "job.sh": job_script(submission.folder)}
+        files: Mapping[str, str] = {"manifest": text, **extra}
         parts += [f"put {shell.quote([f'{folder}/{name}', content])}\n" for name, content in files.items()]
+        parts.append(f'put {shell.quote([f"{folder}/job.sh", job_head(submission.folder)])} "$body"\n')
         argv = sbatch.argv(sbatch_options(submission, default_partition=default_partition))
         fresh = "fresh" if submission.fresh else "again"
         parts.append(f"sub {shell.quote([submission.batch_id, fresh, *argv[1:]])}\n")

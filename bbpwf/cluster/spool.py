@@ -50,17 +50,23 @@ class Folder:
         return f"{self.spool}/events"
 
 
-@cache
-def _wrapper() -> str:
-    return (files("bbpwf.cluster") / "wrapper.sh").read_text()
-
-
 def job_script(folder: Folder, *, groups_of: str = "/proc/self/cgroup", groups_at: str = "/sys/fs/cgroup") -> str:
     """The batch script of a submission: what sbatch is given. The groups are the kernel's control groups."""
+    return f"{job_head(folder, groups_of=groups_of, groups_at=groups_at)}{job_body()}"
+
+
+def job_head(folder: Folder, *, groups_of: str = "/proc/self/cgroup", groups_at: str = "/sys/fs/cgroup") -> str:
+    """The beginning of a batch script: what makes it that of one submission."""
     names = {"B": folder.path, "E": folder.events, "BATCH": folder.batch_id}
     names |= {"GROUPS_OF": groups_of, "GROUPS_AT": groups_at}
     settings = " ".join(f"{name}={shell.quote([value])}" for name, value in names.items())
-    return f"#!/bin/bash\n{settings}\n{_wrapper()}"
+    return f"#!/bin/bash\n{settings}\n"
+
+
+@cache
+def job_body() -> str:
+    """The rest of every batch script."""
+    return (files("bbpwf.cluster") / "wrapper.sh").read_text()
 
 
 def script_text(spec: JobSpec, *, data_root: str, software: str, has_srun: bool) -> str:
