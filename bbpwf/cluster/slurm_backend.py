@@ -252,10 +252,8 @@ def _asked(resources: Resources, default_partition: str) -> SbatchOptions:
 
 def submit_script(submissions: Sequence[Submission], spool: str, nonce: str, *, default_partition: str = "") -> str:
     """The script that submits them: builtins wherever possible, for every process costs as much as sbatch itself."""
-    parts = [
-        sbatch.environment_script(_EXPORTED),
-        _PROLOGUE.format(spool=shell.quote([spool]), nonce=nonce, body=shell.quote([job_body()])),
-    ]
+    words = {"spool": shell.quote([spool]), "nonce": nonce, "body": shell.quote([job_body()])}
+    parts = [sbatch.environment_script(_EXPORTED), _PROLOGUE.format(**words)]
     parts.append(f"mkdir -p {shell.quote(f'batches/{s.batch_id}' for s in submissions)} || exit 1\n")
     for submission in submissions:
         text, extra = manifest(list(submission.scripts))

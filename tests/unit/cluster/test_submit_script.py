@@ -9,7 +9,7 @@ from pathlib import Path
 from bbpwf.cluster.backend import Submission
 from bbpwf.cluster.jobs import Resources
 from bbpwf.cluster.slurm_backend import read_answers, submit_script
-from bbpwf.cluster.spool import Folder
+from bbpwf.cluster.spool import Folder, job_script
 
 BATCH = "b0123456789abcdef"
 
@@ -54,3 +54,10 @@ def test_an_answer_that_was_never_written_down_is_unknown_and_not_asked_for_agai
 def test_a_spool_that_could_not_be_made_at_first_is_made_when_it_is_needed(tmp_path: Path) -> None:
     assert not (tmp_path / "spool").exists()
     assert submit(tmp_path, "one", fresh=True, sbatch="cat >/dev/null; echo 7") == {BATCH: ("0", "7")}
+
+
+def test_sbatch_reads_the_whole_script_of_its_submission(tmp_path: Path) -> None:
+    submit(tmp_path, "one", fresh=True, sbatch="echo 7")
+    assert (tmp_path / "spool" / "batches" / BATCH / "job.sh").read_text() == job_script(
+        Folder(str(tmp_path / "spool"), BATCH)
+    )
