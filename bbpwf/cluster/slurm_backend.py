@@ -60,7 +60,7 @@ put() {{ # never again once it was sent: an element that begins now may be readi
 sub() {{ # batch, fresh, sbatch arguments
     local batch=$1 d=batches/$1 fresh=$2 out code
     shift 2
-    [ "$fresh" = fresh ] && [ ! -s "$d/answer" ] && rm -f "$d/sent"
+    [ "$fresh" = fresh ] && [ -e "$d/sent" ] && [ ! -s "$d/answer" ] && rm -f "$d/sent"
     if [ -s "$d/answer" ]; then
         out=$(<"$d/answer") code=0
     elif [ -e "$d/sent" ]; then
