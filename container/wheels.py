@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGES = ("bbpwf", "service", "tasks", "sandbox")
+EXTRAS = "service,postgresql"
+"""What the service needs, as ``setup.cfg`` names it; ``install.py`` installs the same."""
 _BESIDE = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 _KINDS = frozenset(
     {".py", ".sh", ".html", ".mako", ".ini", ".cfg", ".json", ".txt", ".hoc", ".swc", ".typed", ".css", ".js"}
@@ -33,7 +35,7 @@ def gather(source: Path, cache: Path) -> list[Path]:
         try:
             with _copy_of(source) as copy:
                 pins = ["--constraint", str(source / "constraints.txt"), "--wheel-dir", str(draft)]
-                _pip("wheel", *pins, f"{copy}[service]", "pip", "setuptools")
+                _pip("wheel", *pins, f"{copy}[{EXTRAS}]", "pip", "setuptools")
             for own in draft.glob("bbpwf-*.whl"):
                 own.unlink()
             draft.rename(kept)
@@ -54,7 +56,7 @@ def _installed(wheel: Path) -> bool:
 
 def _name(source: Path) -> str:
     recipe = b"".join((source / each).read_bytes() for each in ("constraints.txt", "setup.cfg", "pyproject.toml"))
-    return hashlib.sha256(recipe + sys.version.encode()).hexdigest()[:16]
+    return hashlib.sha256(recipe + f"{EXTRAS} {sys.version}".encode()).hexdigest()[:16]
 
 
 class _copy_of:  # noqa: N801  reads as a verb

@@ -139,7 +139,7 @@ class Gate:
             scope["bbpwf.caller"] = await self._caller(scope, headers)
         except BbpwfError as error:
             response = errors.answer_error(path, error, self._redactor)
-            if isinstance(error, NotAuthenticated) and self._should_log_in(scope, headers):
+            if isinstance(error, NotAuthenticated) and self._passes is None and self._should_log_in(scope, headers):
                 response = RedirectResponse("/auth/login?next=" + quote(path, safe="/"), 302)
             await response(scope, receive, send)
             return
