@@ -21,8 +21,8 @@ def main(wheels: Path, target: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--symlinks", str(target)], check=True)
     pip = [sys.executable, str(next(wheels.glob("pip-*.whl")) / "pip"), "--python", str(target / "bin" / "python")]
     install = ["install", "--no-index", f"--find-links={wheels}", "--no-compile", "--disable-pip-version-check"]
-    wanted = next(wheels.glob("bbpwf-*.whl"))
-    subprocess.run([*pip, *install, "--quiet", "--root-user-action=ignore", f"{wanted}[service,postgresql]"], check=True)
+    wanted = f"{next(wheels.glob('bbpwf-*.whl'))}[service,postgresql]"
+    subprocess.run([*pip, *install, "--quiet", "--root-user-action=ignore", wanted], check=True)
     (packages,) = (target / "lib").glob("python3*/site-packages")
     for entry in (packages / "botocore" / "data").iterdir():
         if entry.is_dir() and entry.name not in SERVICES:
