@@ -15,7 +15,7 @@ from bbpwf.workflow.request import Failure
 BATCH = 500
 """Reports in one call."""
 
-INTERVAL = 0.5
+INTERVAL = 1.0
 """Seconds between calls, at least."""
 
 MESSAGE_CHARS = 8000

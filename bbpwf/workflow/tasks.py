@@ -64,11 +64,13 @@ class JobTask(ResourceParameters, AllocationParameters, EnvironmentParameters, l
         """
         context = active()
         if context is not None:
-            if cls not in context.defaults:
-                context.defaults[cls] = _defaults(params, cls.get_task_family())  # type: ignore[no-untyped-call]  # Luigi is untyped
-            positional = {name for name, _ in [(n, p) for n, p in params if p.positional][: len(args)]}
-            known = context.defaults[cls]
-            kwargs = {n: v for n, v in known.items() if n not in positional and n not in kwargs} | kwargs
+            known = context.defaults.get(cls)
+            if known is None:
+                known = context.defaults[cls] = _defaults(params, cls.get_task_family())  # type: ignore[no-untyped-call]  # Luigi is untyped
+            if not args and known.keys() | kwargs.keys() == {name for name, _ in params}:
+                given = {name: p.normalize(kwargs[name]) for name, p in params if name in kwargs}
+                given = {name: tuple(v) if isinstance(v, (list, set)) else v for name, v in given.items()}
+                return [(name, given[name] if name in given else known[name]) for name, _ in params]
         return super().get_param_values(params, args, kwargs)  # type: ignore[no-untyped-call]  # Luigi is untyped
 
     @classmethod
@@ -202,7 +204,8 @@ def _defaults(params: Any, family: str) -> dict[str, Any]:
     for name, parameter in params:
         with contextlib.suppress(Exception):
             if parameter.has_task_value(family, name):
-                found[name] = parameter.task_value(family, name)
+                value = parameter.task_value(family, name)
+                found[name] = tuple(value) if isinstance(value, (list, set)) else value
     return found
 
 

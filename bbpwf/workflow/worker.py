@@ -38,6 +38,9 @@ _log = logging.getLogger(__name__)
 MOST_WAITING = 64
 """Forked processes that may be kept while what their tasks asked for at run time is made."""
 
+PUMP_EVERY = 0.02
+"""Seconds between looks at what happened, while task after task is started."""
+
 _Base: Any = luigi_worker.Worker  # untyped as it is, each use of it would have to be excused
 _callback: Any = luigi_worker.rpc_message_callback
 
@@ -91,6 +94,7 @@ class Worker(_Base):  # type: ignore[misc]  # see _Base
         self._held: deque[str] = deque()
         self._timed: dict[str, JobProcess] = {}
         self._broken: dict[str, str] = {}
+        self._pumped = 0.0
         self._waiting: dict[str, LocalProcess] = {}
         self._add_task_history: Any = deque(maxlen=0)  # what Luigi's summary on the command line is made of
         self._get_work_response_history: Any = deque(maxlen=0)
@@ -182,10 +186,13 @@ class Worker(_Base):  # type: ignore[misc]  # see _Base
             if task_id not in self._running_tasks and not isinstance(task, JobTask):
                 self._reporter.note(task, RUNNING)
             super()._run_task(task_id)
+        if time.monotonic() - self._pumped < PUMP_EVERY:
+            return
         if self._task_result_queue.ready():  # do not let results wait until everything is started
             self._handle_next_task()
         else:
             self._dispatcher.pump(False)
+        self._pumped = time.monotonic()
 
     def _create_task_process(self, task: Any) -> Any:
         if not self._needs_process(task):
