@@ -15,7 +15,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## everything that the rest needs: Debian packages, .venv, .software
-	@sandbox/setup.sh packages accounting browser database container keycloak venv software
+	@sandbox/setup.sh packages accounting browser database container keycloak venv peers software
 
 software:  ## the cluster's software environment alone
 	@sandbox/setup.sh software
@@ -45,7 +45,7 @@ unit:  ## the tests that need no real processes, and those of protocols over all
 	$(PYTEST) tests/unit tests/contract
 
 integration:  ## the tests with real processes
-	@sandbox/setup.sh packages accounting browser database container keycloak venv software
+	@sandbox/setup.sh packages accounting browser database container keycloak venv peers software
 	$(PYTEST) tests/integration
 
 image:  ## the container image of an instance with its bill of materials, the Lambda bundle; see docs/deployment.md

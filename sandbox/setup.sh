@@ -9,6 +9,7 @@
 #   container  Debian packages for the container image and the tests that run containers (likewise)
 #   keycloak   .keycloak: a real Keycloak for the tests of logins, with Debian's Java and Maven (likewise)
 #   venv       .venv: bbpwf, its service, sandbox and developer tools, as pinned in constraints.txt
+#   peers      .peers: public GA4GH software that the tests meet the service with, as pinned in sandbox/peers.txt
 #   software   .software: the cluster's software environment, as pinned in sandbox/software.txt
 #   marks      prints the pytest marker expression for what this machine can run; does nothing
 #
@@ -173,6 +174,25 @@ software_step() {
     echo "$hash" >.stamps/software
 }
 
+peers_work() {
+    .peers/bin/wes-client --version >/dev/null 2>&1 && compgen -G '.peers/lib/python*/site-packages/sapporo/*1.1.0.yml' >/dev/null
+}
+
+peers_step() {
+    need_venv_module
+    local hash
+    hash=$(hash_of sandbox/peers.txt)
+    if stamped peers "$hash" && peers_work; then
+        say peers "up to date"
+        return
+    fi
+    say peers "installing a public WES client into .peers (about ten seconds)"
+    python3 -m venv --clear .peers
+    .peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement sandbox/peers.txt
+    peers_work || { say peers "the client does not start:"; .peers/bin/wes-client --version; return 1; }
+    echo "$hash" >.stamps/peers
+}
+
 keycloak_works() {
     [ -s .keycloak/data/h2/keycloakdb.mv.db ] && [ -s .keycloak/admin-password ] &&
         [ -s .keycloak/lib/quarkus/quarkus-application.dat ] && [ -z "$(lacking "${keycloak_packages[@]}")" ]
@@ -261,6 +281,7 @@ for step in "$@"; do
         keycloak) keycloak_step ;;
         venv) venv_step ;;
         software) software_step ;;
+        peers) peers_step ;;
         marks) marks_step ;;
         *) echo "$0: unknown step $step" >&2; exit 2 ;;
     esac

@@ -14,6 +14,7 @@ from bbpwf.settings import ProjectSettings
 from service.access import Caller, caller
 from service.forms import launch_form
 from service.launches import Launches
+from service.openapi import text
 
 
 def router(launches: Launches, project: ProjectSettings) -> APIRouter:
@@ -21,7 +22,12 @@ def router(launches: Launches, project: ProjectSettings) -> APIRouter:
     routes = APIRouter(tags=["platform UI"])
 
     @routes.post("/launch/{task}", include_in_schema=False)
-    @routes.post("/launch/{task}/", openapi_extra=_LAUNCH_FORM)
+    @routes.post(
+        "/launch/{task}/",
+        openapi_extra=_LAUNCH_FORM,
+        responses=text("The run's id.", 409, 413),
+        response_class=PlainTextResponse,
+    )
     async def launch(
         task: str,
         request: Request,
@@ -44,7 +50,7 @@ def router(launches: Launches, project: ProjectSettings) -> APIRouter:
         return PlainTextResponse(run.run_id, headers={"Location": f"/runs/{run.run_id}"})
 
     @routes.get("/version", include_in_schema=False)
-    @routes.get("/version/")
+    @routes.get("/version/", responses=text("The version."), response_class=PlainTextResponse)
     def version() -> Response:
         """The version of this service."""
         return PlainTextResponse(bbpwf.__version__)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from fastapi import Query
 
-PageToken = Annotated[str, Query(pattern=r"^[0-9]{0,18}$", description="`next_page_token` of the page before.")]
+_TOKEN = r"^[0-9]{0,18}$"
+
+PageToken = Annotated[str, Query(pattern=_TOKEN, description="`next_page_token` of the page before.")]
 """Tokens are positions; anything else was never given out by this service."""
+
+
+def is_page_token(text: str) -> bool:
+    """Whether it may be one of ours."""
+    return re.fullmatch(_TOKEN, text, re.ASCII) is not None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import anyio
 from fastapi import APIRouter, Depends, Header, Query, Request
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from bbpwf.cluster.control import AgentControl
 from bbpwf.cluster.runs import MAX_PAGE, RunStore
@@ -20,6 +20,7 @@ from bbpwf.redact import Redactor
 from service.access import Caller, caller, require_power
 from service.following import Followers
 from service.launches import Launches
+from service.openapi import may, text
 from service.pages import PageToken
 from service.views import run_view, task_view
 
@@ -32,6 +33,9 @@ MAX_THROTTLE = 1_000_000
 EVENT_EVERY_S = 1.0
 KEEPALIVE_EVERY = 15
 """A comment is sent after so many looks without news, so that proxies keep the stream open."""
+_AGENT = (409, 502, 504)
+"""What asking the agent may come to."""
+_LOG = text("The piece.") | {206: {"description": "The range.", "content": text("")[200]["content"]}}
 _RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})\Z")
 
 
@@ -45,17 +49,17 @@ def router(store: RunStore, launches: Launches, control: AgentControl, redactor:
         """A run, with its reason and its outcome."""
         return run_view(store.get(run_id))
 
-    @routes.post("/runs/{run_id}/resume")
+    @routes.post("/runs/{run_id}/resume", responses=may(409))
     def resume(run_id: str, who: Annotated[Caller, Depends(caller)]) -> dict[str, Any]:
         """Queue a run that failed, was canceled or was paused again: what completed stays."""
         return run_view(launches.resume(run_id, who))
 
-    @routes.post("/runs/{run_id}/pause")
+    @routes.post("/runs/{run_id}/pause", responses=may(409))
     def pause(run_id: str, who: Annotated[Caller, Depends(caller)]) -> dict[str, Any]:
         """Submit and begin nothing new for a run until it is resumed; jobs that the scheduler has go on."""
         return run_view(launches.pause(run_id, who))
 
-    @routes.post("/runs/{run_id}/tasks/{task_id}/cancel")
+    @routes.post("/runs/{run_id}/tasks/{task_id}/cancel", responses=may(*_AGENT))
     def cancel_task(run_id: str, task_id: str, who: Annotated[Caller, Depends(caller)]) -> dict[str, Any]:
         """Cancel a task's jobs, or one element's; idempotent. ``left`` is how many of them have not ended yet."""
         require_power(who, store.get(run_id).owner)
@@ -64,7 +68,7 @@ def router(store: RunStore, launches: Launches, control: AgentControl, redactor:
             control.cancel_run(run_id, left)
         return {"task_id": task_id, "jobs": len(keys), "left": len(left)}
 
-    @routes.post("/runs/{run_id}/tasks/{task_id}/throttle")
+    @routes.post("/runs/{run_id}/tasks/{task_id}/throttle", responses=may(*_AGENT))
     def throttle(
         run_id: str,
         task_id: str,
@@ -85,7 +89,7 @@ def router(store: RunStore, launches: Launches, control: AgentControl, redactor:
         page, following = store.tasks(run_id, limit=page_size, token=page_token)
         return {"tasks": [task_view(task) for task in page], "next_page_token": following}
 
-    @routes.get("/runs/{run_id}/log")
+    @routes.get("/runs/{run_id}/log", responses=_LOG, response_class=PlainTextResponse)
     def engine_log(
         run_id: str,
         offset: Annotated[int | None, Query(ge=0, le=MAX_OFFSET)] = None,
@@ -97,7 +101,7 @@ def router(store: RunStore, launches: Launches, control: AgentControl, redactor:
         piece = _piece(folders / run_id / "head.log", start, limit)
         return _log_answer(piece, start, partial=bool(range_header), redactor=redactor)
 
-    @routes.get("/runs/{run_id}/tasks/{task_id}/logs")
+    @routes.get("/runs/{run_id}/tasks/{task_id}/logs", responses=_LOG | may(*_AGENT), response_class=PlainTextResponse)
     def task_log(
         run_id: str,
         task_id: str,
@@ -129,7 +133,11 @@ def router(store: RunStore, launches: Launches, control: AgentControl, redactor:
             piece = b""  # it has not begun
         return _log_answer(piece, start, partial=bool(range_header), redactor=redactor)
 
-    @routes.get("/runs/{run_id}/events")
+    @routes.get(
+        "/runs/{run_id}/events",
+        responses=text("A stream of events.", kind="text/event-stream"),
+        response_class=StreamingResponse,
+    )
     async def events(
         run_id: str, request: Request, last_event_id: Annotated[str, Header(alias="Last-Event-ID")] = ""
     ) -> Response:
@@ -139,7 +147,7 @@ def router(store: RunStore, launches: Launches, control: AgentControl, redactor:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
-    @routes.get("/cluster")
+    @routes.get("/cluster", responses=may(*_AGENT))
     def cluster() -> dict[str, Any]:
         """The project's cluster as the agent knows it now; asking starts nothing."""
         return _asked(control.cluster).model_dump(mode="json")

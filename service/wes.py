@@ -17,14 +17,15 @@ from starlette.responses import Response
 import bbpwf
 from bbpwf.clock import utc_iso
 from bbpwf.cluster.runs import MAX_PAGE, RunRecord, RunStore, RunSummary, TaskRecord
-from bbpwf.errors import InvalidInput
+from bbpwf.errors import InvalidInput, NotFound
 from bbpwf.settings import Settings
 from bbpwf.states import RunState
 from service.access import Caller, caller
 from service.forms import json_object, launch_form, text_map
 from service.heads import DEFAULT_WORKERS
 from service.launches import Launches
-from service.pages import PageToken
+from service.openapi import may
+from service.pages import PageToken, is_page_token
 from service.quick import looked_up, ready
 
 WORKFLOW_TYPE = "LUIGI"
@@ -73,7 +74,7 @@ def router(wes: Wes) -> APIRouter:
         counts = await looked_up(store, store.counts)
         return ready(_service_info(wes, wes.base(request), counts))
 
-    @routes.post("/runs", openapi_extra=_RUN_FORM)
+    @routes.post("/runs", openapi_extra=_RUN_FORM, responses=may(409, 413))
     async def run_workflow(
         request: Request,
         who: Annotated[Caller, Depends(caller)],
@@ -117,17 +118,23 @@ def router(wes: Wes) -> APIRouter:
         state = await looked_up(store, lambda: store.state(run_id))
         return ready({"run_id": run_id, "state": state.value})
 
-    @routes.post("/runs/{run_id}/cancel")
+    @routes.post("/runs/{run_id}/cancel", responses=may(409))
     def cancel_run(run_id: str, who: Annotated[Caller, Depends(caller)]) -> Body:
         """Have a run canceled. A run that ended stays as it is."""
         return {"run_id": wes.launches.cancel(run_id, who).run_id}
 
     @routes.get("/runs/{run_id}/tasks")
     def list_tasks(
-        run_id: str, request: Request, page_size: Annotated[int, Query(ge=1)] = 100, page_token: PageToken = ""
+        run_id: str,
+        request: Request,
+        page_size: Annotated[int | str, Query(description="A preference: what is no number counts as none.")] = 100,
+        page_token: Annotated[str, Query(description="`next_page_token` of the page before.")] = "",
     ) -> Body:
-        """The run's tasks, each followed by its array's elements."""
-        page, following = store.tasks(run_id, limit=min(page_size, MAX_PAGE), token=page_token)
+        """The run's tasks, each followed by its array's elements. WES has no answer 400 here: see the parameters."""
+        if not is_page_token(page_token):
+            raise NotFound(f"run {run_id!r} has no page {page_token[:40]!r} of tasks")
+        limit = min(page_size, MAX_PAGE) if isinstance(page_size, int) and page_size > 0 else 100
+        page, following = store.tasks(run_id, limit=limit, token=page_token)
         base = wes.base(request)
         return {"task_logs": [task_log(run_id, task, base) for task in page], "next_page_token": following}
 
