@@ -306,14 +306,23 @@ class AllocatingBackend:
             self._base.cancel(jobs)
 
     def release(self, run_id: str) -> None:
-        """The run needs its allocations no more: those without steps end now, the others after their last."""
+        """The run needs its allocations no more: those without steps end now, the others after their last.
+
+        Steps that still live then, as a paused run's may, are watched on, and go into another allocation if need be.
+        """
         with self._guard:
-            keys = [key for key, of in self._runs.items() if of == run_id]
+            keys = {key for key, of in self._runs.items() if of == run_id}
+        if not keys:
+            return
         for key in keys:
             self._release(key)
+        live = {job.batch_id for job in self._ledger.live(self._cluster) if step_of(job.scheduler_id) is not None}
         with self._guard:
-            self._runs = {key: of for key, of in self._runs.items() if of != run_id}
-            self._homes = {batch_id: key for batch_id, key in self._homes.items() if key not in keys}
+            needed = {key for batch_id, key in self._homes.items() if batch_id in live}
+            self._runs = {key: of for key, of in self._runs.items() if key not in keys or key in needed}
+            self._homes = {
+                batch_id: key for batch_id, key in self._homes.items() if key not in keys or batch_id in live
+            }
 
     def _release(self, key: str) -> None:
         view, _ = self._ledger.job(key)

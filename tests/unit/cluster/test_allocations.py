@@ -297,6 +297,19 @@ def test_at_the_end_of_the_run_it_ends_after_its_last_step(rig: Rig) -> None:
     rig.until(lambda: rig.view(key).state is JobState.COMPLETED)
 
 
+def test_steps_that_wait_in_a_released_allocation_go_into_the_next(rig: Rig) -> None:
+    key = rig.want("A")
+    rig.rounds()
+    rig.backend.release("run")  # as at a pause; the allocation was still waiting for its nodes
+    rig.show_end(JobState.CANCELLED)
+    rig.asked(key)
+    rig.rounds()
+    assert rig.holder().state is JobState.CANCELLED
+    runner = rig.start(generation=1)
+    rig.until(lambda: rig.view(key).state is JobState.COMPLETED)
+    assert runner.wait(20) == 0
+
+
 def test_an_allocation_whose_agent_is_gone_is_given_back(rig: Rig) -> None:
     patient = SHARED.model_copy(update={"idle_s": 3600})
     key = rig.want("A", allocation=patient)
