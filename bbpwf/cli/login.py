@@ -51,9 +51,7 @@ def log_in(username: str, *, password_stdin: bool, json_output: bool, offline: b
     standing = f"{role} of project {project.project_id}" if role else f"no member of project {project.project_id}"
     show.console().print(f"logged in as {identity.username}, {standing}", soft_wrap=True, markup=False)
     if offline:
-        show.console().print(
-            "your runs go on acting for you when this login has ended; bbpwf logout --offline ends that"
-        )
+        show.console().print("your runs act for you beyond the end of this login, until bbpwf logout --offline")
     for run_id in resumed:
         show.console().print(f"run {run_id} goes on", markup=False)
 
