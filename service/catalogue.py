@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +84,33 @@ class Catalogue:
             known = self._sound.get(of)
             return known is not None and _shape(params, known[0]) in known[1]
 
+    def main_task(self, module: str, attachments: Sequence[str]) -> str:
+        """``module:Task`` for an attached module that is launched as a whole; ``attachments`` as a run records them.
+
+        Raises:
+            InvalidInput: it cannot be imported, or does not say which of its tasks is meant.
+        """
+        with self._unpacked(attachments) as (folder, attached):
+            at = ["--path", str(attached)] if attached else []
+            return str(self._ask(["main", *at, module], "", folder, attached)["name"])
+
     def _look_at(self, request: RunRequest) -> dict[str, Any]:
-        folder = Path(tempfile.mkdtemp(prefix="check-", dir=self._scratch()))
-        try:
-            attachments = folder / "attachments" if request.attachments else None
-            if attachments is not None:
-                self._uploads.copy_into(request.attachments, attachments)
+        with self._unpacked(request.attachments) as (folder, attachments):
             run = RunRecord(
                 run_id="check", state=RunState.QUEUED, request=request, owner=Owner(sub="check"), created_at=0.0
             )
             question = head_request(run, self._settings, attachments).model_dump_json()
             return self._ask(["validate"], question, folder, attachments)
+
+    @contextlib.contextmanager
+    def _unpacked(self, recorded: Sequence[str]) -> Iterator[tuple[Path, Path | None]]:
+        """A scratch folder, and the one in it that has the attachments, if there are any."""
+        folder = Path(tempfile.mkdtemp(prefix="check-", dir=self._scratch()))
+        try:
+            attachments = folder / "attachments" if recorded else None
+            if attachments is not None:
+                self._uploads.copy_into(recorded, attachments)
+            yield folder, attachments
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

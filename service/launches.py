@@ -27,14 +27,14 @@ _LONGEST_KEY = 200
 def workflow_url(text: str) -> str:
     """``module:Task`` for any way to write it: ``module:Task``, ``module.Task``, ``folder/module.py:Task``.
 
+    ``folder/module.py`` alone is answered as ``module``: which task is meant is for the catalogue to say.
+
     Raises:
         InvalidInput: it names no module and task.
     """
     file = _FILE.match(text)
-    if file and file[2]:
-        return f"{file[1].replace('/', '.')}:{file[2]}"
     if file:
-        raise InvalidInput(f"workflow_url {text!r} names a module but no task", hint="Write '<module>.py:<Task>'.")
+        return file[1].replace("/", ".") + (f":{file[2]}" if file[2] else "")
     url = _URL.match(text)
     if url is None:
         raise InvalidInput(f"workflow_url {text[:200]!r} is not '<module>:<Task>'")
@@ -93,12 +93,15 @@ class Launches:
                 hint=f"There are: {', '.join(sorted(ENGINE_PARAMETERS))}.",
             )
         workers_of(engine)
+        url = workflow_url(url)
         attachments = self._uploads.keep(files)
+        if ":" not in url:
+            url = self._catalogue.main_task(url, [str(each) for each in attachments])
         config = engine.get("config")
         if config and config not in {each.name for each in attachments}:
             raise InvalidInput(f"the config {config[:200]!r} is not among the attachments")
         request = RunRequest(
-            workflow_url=workflow_url(url),
+            workflow_url=url,
             workflow_params=params or {},
             workflow_engine_parameters=engine,
             attachments=tuple(str(each) for each in attachments),

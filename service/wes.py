@@ -30,6 +30,8 @@ from service.quick import looked_up, ready
 
 WORKFLOW_TYPE = "LUIGI"
 LUIGI_VERSION = "3.8"
+OFFERED = {WORKFLOW_TYPE: LUIGI_VERSION, "PY": "3"}
+"""Types and their versions. ``PY``, a Python module with tasks, is what WES clients call a file of that kind."""
 DEFAULT_PAGE = 20
 _ATTACHMENT = "workflow_attachment"
 _TEXTS = frozenset(
@@ -154,11 +156,11 @@ def _run_request(given: dict[str, str]) -> dict[str, Any]:
     """
     if missing := [name for name in _REQUIRED if not given.get(name)]:
         raise InvalidInput(f"the field {', '.join(missing)} is missing")
-    if given["workflow_type"].upper() != WORKFLOW_TYPE:
+    kind, version = given["workflow_type"].upper(), given["workflow_type_version"]
+    if kind not in OFFERED:
         raise InvalidInput(f"workflow_type {given['workflow_type'][:40]!r} is not offered", hint="There is LUIGI.")
-    version = given["workflow_type_version"]
-    if version.split(".")[0] != LUIGI_VERSION.split(".", maxsplit=1)[0]:
-        raise InvalidInput(f"LUIGI {version[:40]!r} is not offered", hint=f"There is {LUIGI_VERSION}.")
+    if version.split(".")[0] != OFFERED[kind].split(".", maxsplit=1)[0]:
+        raise InvalidInput(f"{kind} {version[:40]!r} is not offered", hint=f"There is {OFFERED[kind]}.")
     engine = given.get("workflow_engine", "")
     if engine and engine.lower() not in {"luigi", "bbpwf"}:
         raise InvalidInput(f"workflow_engine {engine[:40]!r} is not offered", hint="There is bbpwf.")
@@ -169,7 +171,7 @@ def _run_request(given: dict[str, str]) -> dict[str, Any]:
         "params": json_object("workflow_params", given.get("workflow_params", "")),
         "engine_parameters": text_map("workflow_engine_parameters", given.get("workflow_engine_parameters", "")),
         "tags": text_map("tags", given.get("tags", "")),
-        "workflow_type": WORKFLOW_TYPE,
+        "workflow_type": kind,
         "workflow_type_version": version,
         "workflow_engine": engine,
         "workflow_engine_version": given.get("workflow_engine_version", ""),
@@ -258,7 +260,7 @@ def _service_info(wes: Wes, base: str, counts: Mapping[RunState, int]) -> Body:
         "organization": {"name": "Open Brain Institute", "url": "https://www.openbraininstitute.org"},
         "version": bbpwf.__version__,
         "documentationUrl": f"{base}/docs",
-        "workflow_type_versions": {WORKFLOW_TYPE: {"workflow_type_version": [LUIGI_VERSION]}},
+        "workflow_type_versions": {kind: {"workflow_type_version": [version]} for kind, version in OFFERED.items()},
         "supported_wes_versions": ["1.1.0"],
         "supported_filesystem_protocols": ["file", "s3"],
         "workflow_engine_versions": {"bbpwf": {"workflow_engine_version": [bbpwf.__version__]}},

@@ -4,6 +4,7 @@
 
     list [--path DIR]... MODULE...    {"tasks": [...], "errors": [...]}; `describe` is the same
     show [--path DIR]... MODULE:TASK  one task
+    main [--path DIR]... MODULE       {"name": "MODULE:TASK"}: the task that is meant by the module alone
     validate < request.json           {"free": {name: kind}}, or {"error": {"type", "message", "hint"}}
 
 Whoever calls it sets the limits on its time. What modules print goes to standard error.
@@ -48,6 +49,27 @@ def show(name: str) -> dict[str, Any]:
     return describe(module, find_task(import_module(module), task))
 
 
+def main_task(name: str) -> str:
+    """``module:Task`` for a module alone: its only task, or else the one that is called as the module is.
+
+    ``hello_world.py`` means ``HelloWorld`` if it has other tasks, too.
+
+    Raises:
+        InvalidInput: it has no task, or several and none of that name.
+    """
+    found = tasks_of(import_module(name))
+    alike = name.rpartition(".")[2].replace("_", "").casefold()
+    meant = list(found) if len(found) == 1 else [each for each in found if each.casefold() == alike]
+    if len(meant) == 1:
+        return f"{name}:{meant[0]}"
+    if not found:
+        raise InvalidInput(f"module {name!r} has no task")
+    raise InvalidInput(
+        f"module {name!r} has several tasks: {', '.join(sorted(found))}"[:1000],
+        hint=f"Write '{name.replace('.', '/')}.py:<Task>', or call one task as the module is called.",
+    )
+
+
 def validate(request: HeadRequest) -> dict[str, str]:
     """The task's free parameters, if the request could run: module, task, parameters and config make sense.
 
@@ -80,9 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sub = commands.add_parser(command)
         sub.add_argument("--path", action="append", default=[], metavar="DIR")
         sub.add_argument("modules", nargs="+", metavar="MODULE")
-    sub = commands.add_parser("show")
-    sub.add_argument("--path", action="append", default=[], metavar="DIR")
-    sub.add_argument("name", metavar="MODULE:TASK")
+    for command, what in (("show", "MODULE:TASK"), ("main", "MODULE")):
+        sub = commands.add_parser(command)
+        sub.add_argument("--path", action="append", default=[], metavar="DIR")
+        sub.add_argument("name", metavar=what)
     commands.add_parser("validate")
     arguments = parser.parse_args(argv)
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answer:
@@ -97,6 +120,8 @@ def _answer(arguments: argparse.Namespace) -> dict[str, Any]:
             return {"free": validate(parse_request(sys.stdin.buffer.read(), where="standard input"))}
         extend_path(arguments.path)
         with luigi_config(None):
+            if arguments.command == "main":
+                return {"name": main_task(arguments.name)}
             return show(arguments.name) if arguments.command == "show" else listing(arguments.modules)
     except InvalidInput as error:
         return {"error": error_body(error)}
