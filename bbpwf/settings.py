@@ -152,6 +152,10 @@ class ServiceSettings(_Section):
         description="JWK set of the gateway's public keys. If set, every request must carry the gateway's pass beside "
         "the user's token.",
     )
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Further port for `/metrics` alone, without a token; none if 0."
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address that `metrics_port` is opened on.")
     secure_cookies: bool = Field(True, description="Mark session cookies Secure; off only for plain HTTP on loopback.")
 
 

@@ -27,7 +27,7 @@ from service import errors
 from service.gateway.passes import HEADER as PASS
 from service.gateway.passes import PassChecker
 
-LIVENESS = frozenset({"/healthz", "/healthz/"})
+LIVENESS = frozenset({"/healthz", "/healthz/", "/readyz"})
 OPEN = LIVENESS | {"/auth/login", "/auth/callback", "/auth/logout", "/auth/offline"}
 """Paths that anybody may ask; the browser login is how one becomes somebody. Behind a gateway only liveness is open."""
 

@@ -19,6 +19,7 @@ from bbpwf.cluster.consents import Consents
 from bbpwf.cluster.control import AgentControl
 from bbpwf.cluster.database import Database, open_database
 from bbpwf.cluster.explanation import Explanations
+from bbpwf.cluster.figures import LedgerFigures
 from bbpwf.cluster.runs import RunStore
 from bbpwf.errors import Conflict, InvalidConfig, InvalidInput
 from bbpwf.platform.login import Login
@@ -33,7 +34,10 @@ from service.children import Lock
 from service.daemons import agent_daemon, scheduler_daemon
 from service.gateway.passes import PassChecker
 from service.heads import RunFolder
+from service.health import Readiness
 from service.launches import Launches
+from service.metrics import Measured, Metrics, Scraped
+from service.metrics import router as metrics_router
 from service.ports import free_port
 from service.supervisor import Supervisor
 from service.underway import Surroundings
@@ -59,7 +63,10 @@ class Instance:
     launches: Launches
     folder_of: Callable[[str], RunFolder]
     scheduler_url: str
+    readiness: Readiness
+    metrics: Metrics
     held: list[Lock] = field(default_factory=list)
+    scraped: list[Scraped] = field(default_factory=list)
 
 
 def create_app(
@@ -120,6 +127,7 @@ def create_app(
         redirect_slashes=False,
         redoc_url=None,
         middleware=[
+            Middleware(Measured, metrics=instance.metrics),
             Middleware(_Headers),
             Middleware(
                 Gate,
@@ -132,9 +140,10 @@ def create_app(
             Middleware(BodyLimit, limit=settings.service.max_upload_mb * 1024 * 1024),
         ],
     )
-    errors.install(app, instance.redactor)
+    errors.install(app, instance.redactor, instance.metrics.failed)
     app.include_router(wes.router(wes.Wes(settings, instance.store, instance.launches)))  # first, for it is asked most
     app.include_router(launch.liveness())
+    app.include_router(metrics_router(instance.metrics, instance.readiness))
     app.include_router(browser.router(sessions))
     app.include_router(consent.router(offline))
     app.include_router(launch.router(instance.launches, settings.project))
@@ -184,6 +193,7 @@ def _build(
         )
     )
     launches = Launches(store, uploads, catalogue, supervisor, folder_of)
+    readiness = Readiness(settings, store, control, supervisor, clock)
     return Instance(
         settings,
         redactor,
@@ -197,6 +207,8 @@ def _build(
         launches,
         folder_of,
         scheduler_url,
+        readiness,
+        Metrics(store, LedgerFigures(database, clock), readiness),
     )
 
 
@@ -226,9 +238,13 @@ def _begin(instance: Instance) -> None:
             instance.folder_of(run.run_id).attach(run)
     instance.uploads.forget(older_than=KEPT_S)
     instance.supervisor.start()
+    if port := instance.settings.service.metrics_port:
+        instance.scraped.append(Scraped(instance.metrics, instance.settings.service.metrics_host, port))
 
 
 def _end(instance: Instance) -> None:
+    while instance.scraped:
+        instance.scraped.pop().close()
     instance.supervisor.stop()
     instance.database.close()
     while instance.held:

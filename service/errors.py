@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -70,11 +71,12 @@ def answer_error(path: str, error: BbpwfError, redactor: Redactor) -> Response:
     return answer(path, status, redactor.mask(str(error)), kind=type(error).__name__, headers=headers)
 
 
-def install(app: FastAPI, redactor: Redactor) -> None:
-    """Answer every error that leaves a route of ``app``."""
+def install(app: FastAPI, redactor: Redactor, failed: Callable[[str], None] = lambda _: None) -> None:
+    """Answer every error that leaves a route of ``app``; ``failed`` hears of its kind."""
 
     @app.exception_handler(BbpwfError)
     async def domain(request: Request, error: BbpwfError) -> Response:
+        failed(type(error).__name__)
         if status_of(error) >= 500:
             _log.warning("%s %s: %s", request.method, request.url.path, error)
         return answer_error(request.url.path, error, redactor)
@@ -92,5 +94,6 @@ def install(app: FastAPI, redactor: Redactor) -> None:
 
     @app.exception_handler(Exception)
     async def defect(request: Request, error: Exception) -> Response:
+        failed("defect")
         del error  # logged with its traceback by the server; its text may hold anything
         return answer(request.url.path, 500, "the service failed on this request; its log has the details")

@@ -85,6 +85,11 @@ class Supervisor:
         self._changed.put(run_id)
         self._wake.set()
 
+    def failing(self) -> frozenset[str]:
+        """Which of the programs beside the API do not run: ``agent``, ``luigid``."""
+        programs = {"agent": self._around.agent, "luigid": self._around.scheduler}
+        return frozenset(name for name, daemon in programs.items() if daemon.reason)
+
     def problem(self) -> str:
         """What is wrong with the programs beside the API, for people; empty when all is well."""
         return "; ".join(f"{d.name}: {d.reason}" for d in (self._around.agent, self._around.scheduler) if d.reason)

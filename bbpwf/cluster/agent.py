@@ -19,6 +19,7 @@ from bbpwf.clock import Clock
 from bbpwf.cluster.api import READ_LIMIT
 from bbpwf.cluster.jobs import Archived, ClusterInfo, JobSpec, JobView, Observation, TaskReport
 from bbpwf.cluster.ledger import Ledger
+from bbpwf.cluster.meters import AgentMeters, Archives
 from bbpwf.cluster.runs import RunStore
 from bbpwf.cluster.runtime import ClusterRuntime, Connected
 from bbpwf.cluster.tokens import PARKED, Tokens
@@ -70,6 +71,7 @@ class Agent:
         self.clock = clock
         self.archive = archive
         self._clusters = dict(clusters)
+        self._archives = Archives(clock)
         self.parks_runs = False
         """Whether there is a service that ends the heads of paused runs, and resumes them after a login."""
 
@@ -83,6 +85,17 @@ class Agent:
         """End all threads and connections, at most ``within`` seconds each. Jobs go on."""
         for cluster in self._clusters.values():
             cluster.stop(within)
+
+    def meters(self) -> AgentMeters:
+        """What there is to tell in numbers."""
+        return self._archives.meters({name: cluster.meters() for name, cluster in self._clusters.items()})
+
+    def archive_for(self, run_id: str, connected: Connected, paths: Sequence[str], timeout: float) -> list[Archived]:
+        """Archive absolute paths of a connected cluster for a run. Raises ArchiveError and its kind."""
+        if self.archive is None:
+            raise ArchiveError("this instance has no archive: no bucket is configured", hint="Set BBPWF_S3__BUCKET.")
+        with self._archives.under_way(run_id):
+            return self.archive(connected, paths, run_id, timeout)
 
     def cluster(self, name: str = "default") -> ClusterRuntime:
         """A cluster by name. Raises InvalidParameter for an unknown one."""
@@ -264,10 +277,9 @@ class BoundAgent:
 
     def archive(self, paths: Sequence[str], *, cluster: str = "default", timeout: float = 3600.0) -> list[Archived]:
         """Archive files and confirm each."""
-        if self._agent.archive is None:
-            raise ArchiveError("this instance has no archive: no bucket is configured", hint="Set BBPWF_S3__BUCKET.")
         connected = self._agent.cluster(cluster).connected()
-        return self._agent.archive(connected, [self._absolute(p, cluster) for p in paths], self._run_id, timeout)
+        absolute = [self._absolute(path, cluster) for path in paths]
+        return self._agent.archive_for(self._run_id, connected, absolute, timeout)
 
     def access_token(self) -> str:
         """A short-lived token for Nexus."""

@@ -26,6 +26,7 @@ class Budget:
         self._clock = clock
         self._guard = threading.Lock()
         self._calls: Counter[str] = Counter()
+        self._seconds: dict[str, float] = {}
         self._rest_until = 0.0
 
     @contextmanager
@@ -34,7 +35,12 @@ class Budget:
         with self._guard:
             self._calls[command] += calls
         began = self._clock.monotonic()
-        yield
+        try:
+            yield
+        finally:
+            with self._guard:
+                took = self._clock.monotonic() - began
+                self._seconds[command] = self._seconds.get(command, 0.0) + took
         if command == "queue":  # one that failed is followed by a pause that grows from failure to failure
             now = self._clock.monotonic()
             with self._guard:
@@ -44,6 +50,11 @@ class Budget:
         """Seconds for which the queue is not to be asked again."""
         with self._guard:
             return max(0.0, self._rest_until - self._clock.monotonic())
+
+    def seconds(self) -> dict[str, float]:
+        """How long all the commands of each kind took since the agent started, round trip included."""
+        with self._guard:
+            return dict(self._seconds)
 
     def calls(self) -> dict[str, int]:
         """How often the scheduler was asked for what since the agent started."""

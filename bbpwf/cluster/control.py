@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from bbpwf.cluster.jobs import ClusterInfo
+from bbpwf.cluster.meters import AgentMeters
 from bbpwf.cluster.rpc import Connection
 
 
@@ -20,6 +21,10 @@ class AgentControl:
     def ping(self) -> None:
         """Return if the agent answers. Raises ConnectFailed or ConnectionLost."""
         self._connection.call("ping")
+
+    def meters(self) -> AgentMeters:
+        """What the agent can tell of itself in numbers."""
+        return AgentMeters.model_validate(self._connection.call("meters"))
 
     def ensure_cluster(self) -> ClusterInfo:
         """Have the project's cluster made or reached if it is not; answers its present state at once."""

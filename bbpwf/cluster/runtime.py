@@ -19,11 +19,12 @@ from bbpwf.cluster.backend import Backend
 from bbpwf.cluster.budget import Budget
 from bbpwf.cluster.jobs import ClusterInfo
 from bbpwf.cluster.ledger import Ledger
+from bbpwf.cluster.meters import ClusterMeters
 from bbpwf.cluster.monitor import Monitor
 from bbpwf.cluster.submission import Submitter
 from bbpwf.errors import BbpwfError, ClusterFailed, ConnectFailed, SlurmError, TransportError
 from bbpwf.settings import ClusterSettings
-from bbpwf.transport.protocol import Transport
+from bbpwf.transport.protocol import Traffic, Transport
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +99,23 @@ class ClusterRuntime:
                 tier=connected.tier if connected else "",
                 calls=self._budget.calls(),
             )
+
+    def meters(self) -> ClusterMeters:
+        """What there is to tell in numbers."""
+        with self._guard:
+            connected, state, reason = self._connected, self._state, self._reason
+        # only what goes over a network has any
+        traffic: Traffic | None = getattr(connected.backend.transport, "traffic", None) if connected else None
+        return ClusterMeters(
+            state=state,
+            reason=reason,
+            ssh=traffic is not None,
+            connected=traffic is not None and traffic.connected,
+            logins=traffic.logins if traffic else 0,
+            round_trips=traffic.round_trips if traffic else 0,
+            calls=self._budget.calls(),
+            seconds=self._budget.seconds(),
+        )
 
     def ensure(self) -> ClusterInfo:
         """Begin to obtain the cluster unless that is done or under way. A failed one is tried again."""

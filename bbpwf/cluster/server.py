@@ -59,6 +59,7 @@ class AgentServer:
             self._state / "agent.sock",
             {
                 "ping": lambda: "pong",
+                "meters": agent.meters,
                 "ensure_cluster": lambda: agent.cluster().ensure(),
                 "cluster": lambda: agent.cluster().info(),
                 "open_run": lambda run_id, incarnation, token: self._open_run(agent, run_id, incarnation, token),

@@ -48,6 +48,15 @@ class FileStat:
     is_dir: bool
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """What went over a connection: logins, and commands that were answered or not, since the transport was made."""
+
+    connected: bool
+    logins: int
+    round_trips: int
+
+
 class Transport(Protocol):
     """One machine, reached somehow."""
 

@@ -16,7 +16,7 @@ from bbpwf.errors import ConnectFailed, ConnectionLost, LimitExceeded, Transport
 from bbpwf.transport import remote_files
 from bbpwf.transport.framed import FramedShell, shell_command
 from bbpwf.transport.hostkeys import HostKeyPins
-from bbpwf.transport.protocol import DEFAULT_CAP, Completed, FileStat
+from bbpwf.transport.protocol import DEFAULT_CAP, Completed, FileStat, Traffic
 from bbpwf.transport.ssh_connection import Channel, Connection, Login, private_key
 
 _log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class SshTransport:
         self._command_timeout = command_timeout
         self._pid = os.getpid()
         self._connecting = threading.Lock()
+        self._logins = self._round_trips = 0
         self._connection: Connection | None = None
         self._closed = False
         self._failures = 0
@@ -77,6 +78,11 @@ class SshTransport:
         connection = self._connection
         return connection is not None and connection.alive
 
+    @property
+    def traffic(self) -> Traffic:
+        """What went over the connection so far."""
+        return Traffic(self.connected, self._logins, self._round_trips)
+
     def run(
         self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float | None = None, cap: int = DEFAULT_CAP
     ) -> Completed:
@@ -84,6 +90,7 @@ class SshTransport:
         limit = self._command_timeout if timeout is None else timeout
         lane = self._take(limit)
         try:
+            self._round_trips += 1
             return lane.shell.run(argv, stdin=stdin, timeout=limit, cap=cap)
         finally:
             self._give_back(lane)
@@ -198,6 +205,7 @@ class SshTransport:
                 self._connection.close()
                 self._check_usable()
             self._failures, self._last_failure = 0, None
+            self._logins += 1
             _log.info("connected to %s", self.where)
             return self._connection
 
