@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from bbpwf.cli import sandbox
+from bbpwf.cli import database, sandbox
 from bbpwf.cli.runs import runs_app
 from bbpwf.cli.tasks import tasks_app
 from bbpwf.errors import BbpwfError, InvalidInput
@@ -30,6 +30,9 @@ app = typer.Typer(
 app.add_typer(runs_app, name="runs")
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(sandbox.app, name="sandbox")
+app.add_typer(database.database_app, name="db")
+app.command()(database.backup)
+app.command()(database.restore)
 
 _LUIGI_STYLE = {"allow_extra_args": True, "ignore_unknown_options": True}
 _DEBUG = "BBPWF_DEBUG"
