@@ -251,20 +251,32 @@ def _asked(resources: Resources, default_partition: str) -> SbatchOptions:
 
 
 def submit_script(submissions: Sequence[Submission], spool: str, nonce: str, *, default_partition: str = "") -> str:
-    """The script that submits them: builtins wherever possible, for every process costs as much as sbatch itself."""
+    """The script that submits them, two at a time, each pair of hands in the order given.
+
+    Builtins wherever possible, for every process costs as much as sbatch itself.
+    """
     words = {"spool": shell.quote([spool]), "nonce": nonce, "body": shell.quote([job_body()])}
     parts = [sbatch.environment_script(_EXPORTED), _PROLOGUE.format(**words)]
     parts.append(f"mkdir -p {shell.quote(f'batches/{s.batch_id}' for s in submissions)} || exit 1\n")
-    for submission in submissions:
-        text, extra = manifest(list(submission.scripts))
-        folder = f"batches/{submission.batch_id}"
-        files: Mapping[str, str] = {"manifest": text, **extra}
-        parts += [f"put {shell.quote([f'{folder}/{name}', content])}\n" for name, content in files.items()]
-        parts.append(f'put {shell.quote([f"{folder}/job.sh", job_head(submission.folder)])} "$body"\n')
-        argv = sbatch.argv(sbatch_options(submission, default_partition=default_partition))
-        fresh = "fresh" if submission.fresh else "again"
-        parts.append(f"sub {shell.quote([submission.batch_id, fresh, *argv[1:]])}\n")
-    return "".join(parts) + "exit 0\n"
+    made = [_send(each, default_partition) for each in submissions]
+    if len(made) < 2:
+        return "".join([*parts, *made, "exit 0\n"])
+    aside = f"answers.{nonce}"
+    parts += ["{\n", *made[1::2], f"}} >{aside} &\n", "aside=$!\n(\n", *made[::2], ")\ncode=$?\n"]
+    parts.append(f"wait $aside || code=$?\ncat {aside} && rm -f {aside}\nexit $code\n")
+    return "".join(parts)
+
+
+def _send(submission: Submission, default_partition: str) -> str:
+    text, extra = manifest(list(submission.scripts))
+    folder = f"batches/{submission.batch_id}"
+    files: Mapping[str, str] = {"manifest": text, **extra}
+    parts = [f"put {shell.quote([f'{folder}/{name}', content])}\n" for name, content in files.items()]
+    parts.append(f'put {shell.quote([f"{folder}/job.sh", job_head(submission.folder)])} "$body"\n')
+    argv = sbatch.argv(sbatch_options(submission, default_partition=default_partition))
+    fresh = "fresh" if submission.fresh else "again"
+    parts.append(f"sub {shell.quote([submission.batch_id, fresh, *argv[1:]])}\n")
+    return "".join(parts)
 
 
 def read_answers(stdout: bytes, nonce: str) -> dict[str, tuple[str, str]]:

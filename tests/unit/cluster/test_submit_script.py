@@ -14,15 +14,18 @@ from bbpwf.cluster.spool import Folder, job_script
 BATCH = "b0123456789abcdef"
 
 
-def submit(root: Path, script: str, *, fresh: bool, sbatch: str) -> dict[str, tuple[str, str]]:
+def submit(root: Path, *scripts: str, fresh: bool, sbatch: str) -> dict[str, tuple[str, str]]:
     tools = root / "tools"
     tools.mkdir(exist_ok=True)
     (tools / "sbatch").write_text(f"#!/bin/bash\necho called >>{root}/calls\n{sbatch}\n")
     (tools / "sbatch").chmod(0o755)
-    submission = Submission(Folder(str(root / "spool"), BATCH), (script,), "name", Resources(), fresh=fresh)
+    submissions = [
+        Submission(Folder(str(root / "spool"), BATCH + "x" * i), (script,), f"name{i}", Resources(), fresh=fresh)
+        for i, script in enumerate(scripts)
+    ]
     done = subprocess.run(
         ["bash", "-s"],
-        input=submit_script([submission], str(root / "spool"), "nonce").encode(),
+        input=submit_script(submissions, str(root / "spool"), "nonce").encode(),
         env={"PATH": f"{tools}:{os.environ['PATH']}"},
         capture_output=True,
         timeout=30,
@@ -61,3 +64,16 @@ def test_sbatch_reads_the_whole_script_of_its_submission(tmp_path: Path) -> None
     assert (tmp_path / "spool" / "batches" / BATCH / "job.sh").read_text() == job_script(
         Folder(str(tmp_path / "spool"), BATCH)
     )
+
+
+def test_of_many_submissions_each_has_its_own_answer(tmp_path: Path) -> None:
+    told = (
+        "for word; do case $word in --job-name=*) n=${word#*=} ;; esac; done; [ $n != name3 ] || exit 9; echo ${n#name}"
+    )
+    expected = {BATCH + "x" * i: ("9", "") if i == 3 else ("0", f"{i}") for i in range(7)}
+    assert submit(tmp_path, *"abcdefg", fresh=True, sbatch=told) == expected
+    assert calls(tmp_path) == 7
+    expected[BATCH + "xxx"] = ("unknown", "")
+    assert submit(tmp_path, *"abcdefg", fresh=False, sbatch="echo 8") == expected
+    assert calls(tmp_path) == 7
+    assert [path.name for path in (tmp_path / "spool").glob("answers*")] == []
