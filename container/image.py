@@ -106,7 +106,7 @@ def main() -> None:
     """Build everything, and say where it is."""
     folder = Path(tempfile.mkdtemp(prefix="bbpwf-d-", dir="/tmp"))  # sockets want short paths
     try:
-        with dockerd.running(folder) as client:
+        with dockerd.running(folder, in_memory=True) as client:
             tag = build(client)
             size = client.images.get(tag).attrs["Size"] / 1e6
             save(client, tag, CACHE / "bbpwf-image.tar")

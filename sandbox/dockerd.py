@@ -18,6 +18,8 @@ from docker.errors import DockerException
 from sandbox.process import Process, start, stop
 
 READY_S = 60.0
+_MEMORY = "4g"
+"""What an in-memory daemon may keep at most; it takes what is used."""
 
 
 def url(folder: Path) -> str:
@@ -26,20 +28,25 @@ def url(folder: Path) -> str:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[docker.DockerClient]:
+def running(folder: Path, *, in_memory: bool = False) -> Iterator[docker.DockerClient]:
     """Start a daemon in ``folder``, whose path is to be short; end it and all its containers afterwards.
 
-    It changes nothing of the machine's firewall and knows no network but those that one makes. Needs root.
+    It changes nothing of the machine's firewall and knows no network but those that one makes. With ``in_memory`` its
+    images and containers are kept in memory alone, which is much faster for short lives. Needs root.
 
     Raises:
         StartFailed: this kernel or user cannot run one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    if in_memory:
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={_MEMORY},mode=0711", "tmpfs", str(data)]
+        subprocess.run(mount, check=True, capture_output=True, timeout=30)
     config = folder / "daemon.json"
     config.write_text(
         json.dumps(
             {
-                "data-root": str(folder / "data"),
+                "data-root": str(data),
                 "exec-root": str(folder / "exec"),
                 "pidfile": str(folder / "docker.pid"),
                 "hosts": [url(folder)],

@@ -38,7 +38,7 @@ CANARIES = tuple(f"canary{name}0c9f2e41" for name in ("Environment", "Dotenv", "
 def daemon() -> Iterator[docker.DockerClient]:
     folder = Path(tempfile.mkdtemp(prefix="bbpwf-d-", dir="/tmp"))
     try:
-        with dockerd.running(folder) as client:
+        with dockerd.running(folder, in_memory=True) as client:
             yield client
     finally:
         dockerd.remove(folder)
