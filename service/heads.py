@@ -99,7 +99,8 @@ class RunFolder:
         return Child(
             f"head of {run.run_id}",
             argv,
-            env=head_env(home, self._attachments(run)),
+            env=head_env(home, self._attachments(run))
+            | ({"BBPWF_LOG_JSON": "true"} if self._settings.log_json else {}),
             cwd=self.path,
             log=self.log,
             lock=self.lock,

@@ -7,6 +7,7 @@ process loses none.
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator
 
@@ -32,9 +33,11 @@ from bbpwf.cluster.figures import WAIT_BUCKETS, LedgerFigures
 from bbpwf.cluster.meters import AgentMeters
 from bbpwf.cluster.runs import RunStore
 from bbpwf.errors import LedgerError
+from bbpwf.log import about
 from service.health import PARTS, Readiness
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_RUN = re.compile(r"/runs/([A-Za-z0-9._-]{1,64})(?:/|\Z)")
 _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 
 
@@ -182,7 +185,12 @@ class Measured:
                 self._metrics.answered(message["status"], time.perf_counter() - began)
             await send(message)
 
-        await self._app(scope, receive, timed)
+        run = _RUN.search(scope["path"])
+        if run is None:
+            await self._app(scope, receive, timed)
+            return
+        with about(run_id=run[1]):
+            await self._app(scope, receive, timed)
 
 
 class Scraped:

@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from bbpwf.cluster.jobs import ClusterInfo
 from bbpwf.cluster.runs import RunRecord
 from bbpwf.errors import BbpwfError, Conflict, InvalidInput
+from bbpwf.log import about
 from bbpwf.states import RunState
 from service.daemons import LONGEST_BACKOFF_S, PREDECESSOR_GRACE_S, end_holders, tail
 from service.underway import (
@@ -121,7 +122,8 @@ class Supervisor:
         self._admit()
         for watched in list(self._active.values()):
             try:
-                self._advance(watched, ready=ready)
+                with about(run_id=watched.run_id):
+                    self._advance(watched, ready=ready)
                 watched.defects = 0
             except Conflict as error:
                 _log.info("run %s moved meanwhile: %s", watched.run_id, error)

@@ -18,6 +18,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from bbpwf.cluster.agent import Agent, BoundAgent
 from bbpwf.cluster.jobs import JobSpec, TaskReport
 from bbpwf.cluster.rpc import Server
 from bbpwf.errors import Conflict, InvalidInput
+from bbpwf.log import about
 from bbpwf.redact import Redactor
 
 _log = logging.getLogger(__name__)
@@ -96,7 +98,8 @@ class AgentServer:
                     return str(path)
                 present[1].stop()
             bound = agent.for_run(run_id, incarnation)
-            server = Server(path, run_methods(bound), self._redactor, uid=self._head_uid)
+            methods = {name: partial(_about, run_id, method) for name, method in run_methods(bound).items()}
+            server = Server(path, methods, self._redactor, uid=self._head_uid)
             server.start()
             self._open[run_id] = (incarnation, server)
             faults.point("server.open")
@@ -109,6 +112,11 @@ class AgentServer:
             present[1].stop()
         agent.release_run(run_id)
         agent.tokens.forget(run_id)
+
+
+def _about(run_id: str, method: Callable[..., Any], /, **arguments: Any) -> Any:
+    with about(run_id=run_id):
+        return method(**arguments)
 
 
 def run_methods(bound: BoundAgent) -> Mapping[str, Callable[..., Any]]:

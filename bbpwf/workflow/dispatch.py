@@ -40,6 +40,9 @@ from bbpwf.workflow.watch import Watcher
 
 _log = logging.getLogger(__name__)
 
+LOGGED = 20
+"""Most failed jobs of one task that are logged one by one."""
+
 SUBMIT_BATCH = 2000
 """Jobs in one call to the agent."""
 
@@ -104,7 +107,7 @@ class Dispatcher:
         task: Any = process.task
         for reporter_name, task_name in TaskProcess.forward_reporter_attributes.items():
             setattr(task, task_name, getattr(process.status_reporter, reporter_name))
-        _log.info("starting %s", task)
+        _log.info("starting %s", task, extra={"task_id": task.task_id})
         try:
             missing = self._missing_dependencies(task)
             if missing:
@@ -269,11 +272,14 @@ class Dispatcher:
             self._fail(process, error)
             return
         task.trigger_event(Event.SUCCESS, task)
-        _log.info("done %s", task)
+        _log.info("done %s", task, extra={"task_id": task.task_id})
         self._end(process, DONE, explanation)
 
     def _fail_jobs(self, process: JobProcess) -> None:
         progress = process.progress
+        for view in progress.failed[:LOGGED]:
+            ids = {"task_id": process.task.task_id, "job_key": view.key}
+            _log.warning("job %s is %s: %s", view.label or view.name or view.key, view.state, view.reason, extra=ids)
         found = explain.failures(self._context.agent, progress.failed)
         self._reporter.failed(
             process.task.task_id, found, platform=all(view.state.infrastructure for view in progress.failed)
@@ -294,9 +300,9 @@ class Dispatcher:
             raise error
         except Exception as raised:  # noqa: BLE001 on_failure may ask for the traceback of what is being handled
             if isinstance(raised, (JobFailed, InvalidInput, BbpwfError)):
-                _log.warning("failed %s: %s", task, raised)
+                _log.warning("failed %s: %s", task, raised, extra={"task_id": task.task_id})
             else:
-                _log.exception("failed %s", task)
+                _log.exception("failed %s", task, extra={"task_id": task.task_id})
             task.trigger_event(Event.FAILURE, task, raised)
             try:
                 explanation = task.on_failure(raised)

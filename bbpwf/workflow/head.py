@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, on_term)
     signal.signal(signal.SIGINT, on_term)
     faults.arm(os.environ.get(faults.VARIABLE, ""))
-    log.configure(Redactor())
+    run_id = Path(arguments[0]).name if arguments else ""
+    log.configure(Redactor(), as_json=os.environ.get("BBPWF_LOG_JSON") == "true", always={"run_id": run_id})
     if len(arguments) != 1:
         _log.error("usage: python -m bbpwf.workflow.head RUN_DIR")
         return Exit.INVALID_INPUT

@@ -59,13 +59,20 @@ def test_members_may_read_figures_and_nobody_else(watched: Service) -> None:
 
 
 def test_a_line_of_the_log_says_which_run_it_is_about(watched: Service) -> None:
-    run_id = watched.launch(who="log")
-    watched.ended(run_id)
-    log = (watched.folder / "service.log").read_text()
-    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
-    about = [line for line in lines if line.get("run_id") == run_id]
-    assert about
-    assert {"time", "level", "logger", "message"} <= about[0].keys()
+    run_id = watched.launch(who="log", code=3)
+    assert watched.ended(run_id)["state"] == "EXECUTOR_ERROR"
+    said = about(run_id, watched.folder / "service.log")
+    assert any("EXECUTOR_ERROR" in str(line["message"]) for line in said)
+    said = about(run_id, watched.state / "runs" / run_id / "head.log")
+    (failed,) = [line for line in said if "job_key" in line]
+    assert {"time", "level", "logger", "message", "task_id"} <= failed.keys()
+    assert watched.ask("GET", f"/runs/{run_id}/log").status_code == 200
+
+
+def about(run_id: str, log: Path) -> list[dict[str, object]]:
+    """The lines of a log that say that they are about a run."""
+    lines = (json.loads(line) for line in log.read_text().splitlines() if line.startswith("{"))
+    return [line for line in lines if line.get("run_id") == run_id]
 
 
 def test_readiness_names_the_part_that_fails(make_service: Callable[..., Service]) -> None:
