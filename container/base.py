@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -88,6 +89,7 @@ def _run(*argv: str) -> None:
     made = subprocess.run(
         argv,
         check=False,
+        env={**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

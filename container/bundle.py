@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-_NEEDLESS = ("pip", "setuptools", "sandbox", "tasks", "boto3", "botocore", "s3transfer", "luigi", "paramiko")
+NEEDLESS = ("pip", "setuptools", "sandbox", "tasks", "boto3", "botocore", "s3transfer", "luigi", "paramiko")
 """What Lambda's own runtime has (AWS's library), or no handler imports."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -24,7 +24,7 @@ def write(wheels: Sequence[Path], target: Path) -> None:
         argv = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index", *found]
         argv += ["--no-compile", "--root-user-action=ignore", "--target", str(folder), f"{own}[service]"]
         subprocess.run(argv, check=True, timeout=300)
-        for name in _NEEDLESS:
+        for name in NEEDLESS:
             for each in [folder / name, *folder.glob(f"{name}-*.dist-info")]:
                 shutil.rmtree(each, ignore_errors=True)
         draft = target.with_suffix(".new")
