@@ -14,7 +14,7 @@ from bbpwf.cluster.database import Database, open_database
 from bbpwf.cluster.jobs import ExitRecord, JobSpec, Resources, job_key
 from bbpwf.cluster.ledger import Ledger
 from bbpwf.cluster.submission import pack
-from bbpwf.errors import Conflict, LedgerError
+from bbpwf.errors import Conflict, LedgerError, NotFound
 from bbpwf.states import JobState
 
 
@@ -193,6 +193,16 @@ def test_an_older_agent_can_write_no_more(database: Database, ledger: Ledger) ->
         ledger.plan([spec("b")], 1)
     assert newer.ledger_id == ledger.ledger_id
     assert [p.spec.task_id for p in newer.planned("default", 10)] == ["a"]
+
+
+def test_a_job_is_answered_for_alike_however_it_is_asked_for(ledger: Ledger) -> None:
+    job, other = spec("a"), spec("b")
+    batch_id = send(ledger, job, other)
+    ledger.see([Sighting(batch_id, 0, JobState.FAILED, 20.0, "record", exit=record(3), reason="exit code 3")])
+    for each in (job, other):
+        assert ledger.view(each.key) == ledger.job(each.key)[0]
+    with pytest.raises(NotFound):
+        ledger.view("j-none")
 
 
 def test_history_tells_who_saw_what(ledger: Ledger) -> None:
