@@ -47,10 +47,17 @@ def _realm(name: str, client_secret: str, now: int) -> dict[str, Any]:
         "enabled": True,
         "sslRequired": "none",
         "accessTokenLifespan": ACCESS_LIFESPAN_S,
+        "attributes": {"oauth2DevicePollingInterval": "1"},
         "groups": [{"name": group.removeprefix("/"), "path": group} for group in groups],
         "users": users,
         "clients": [
-            _client(SERVICE_CLIENT, secret=client_secret, serviceAccountsEnabled=True),
+            _client(
+                SERVICE_CLIENT,
+                secret=client_secret,
+                serviceAccountsEnabled=True,
+                # not of the others: Keycloak would want it for the device flow too, which has none (RFC 8628)
+                attributes={"pkce.code.challenge.method": "S256"},
+            ),
             _client(
                 CLI_CLIENT,
                 directAccessGrantsEnabled=True,
@@ -74,7 +81,6 @@ def _client(client_id: str, *, secret: str = "", in_token: bool = True, **more: 
             "userinfo.token.claim": "true",
         },
     }
-    attributes = {"pkce.code.challenge.method": "S256", **more.pop("attributes", {})}
     return {
         "clientId": client_id,
         "enabled": True,
@@ -85,6 +91,5 @@ def _client(client_id: str, *, secret: str = "", in_token: bool = True, **more: 
         "redirectUris": _LOOPBACK,
         "fullScopeAllowed": True,
         "protocolMappers": [mapper],
-        "attributes": attributes,
         **more,
     }

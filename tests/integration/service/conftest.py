@@ -17,6 +17,7 @@ import requests
 
 from sandbox.process import Process, Running, accepts, free_ports, start, stop
 from sandbox.tenants import PROJECT, VIRTUAL_LAB
+from tests.support import routes
 from tests.support.issuer import SECRET, Issuer, Realm, running_issuer
 
 __all__ = ["MODULE", "SECRET", "Issuer", "Service", "processes", "wait_until"]
@@ -137,7 +138,9 @@ class Service:
         headers = {"Authorization": f"Bearer {self.issuer.token(username)}", **request.pop("headers", {})}
         return requests.request(method, self.url + path, headers=headers, timeout=60, allow_redirects=False, **request)
 
-    def launch(self, url: str = "greeting:Hello", files: Any = (), headers: Any = None, **params: Any) -> str:
+    def launch(
+        self, url: str = "greeting:Hello", files: Any = (), headers: Any = None, username: str = "alice", **params: Any
+    ) -> str:
         """Launch by WES; the run's id."""
         fields = {
             "workflow_type": "LUIGI",
@@ -147,7 +150,7 @@ class Service:
         }
         parts = [(name, (None, value)) for name, value in fields.items()]
         parts += [("workflow_attachment", each) for each in files]
-        answer = self.ask("POST", "/ga4gh/wes/v1/runs", files=parts, headers=headers or {})
+        answer = self.ask("POST", "/ga4gh/wes/v1/runs", username=username, files=parts, headers=headers or {})
         assert answer.status_code == 200, answer.text
         return str(answer.json()["run_id"])
 
@@ -199,6 +202,12 @@ def make_service(issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> It
     yield make
     for service in made:
         service.stop()
+
+
+@pytest.fixture(scope="session")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
+    """Method and path template of every route of the application."""
+    return routes.templates(tmp_path_factory.mktemp("routes"))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import hmac
 import http.client
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,51 +14,31 @@ import pytest
 import requests
 from jwcrypto.jwk import JWK
 from jwcrypto.jws import JWS
-from pydantic import SecretStr
-from starlette.routing import Mount, Route
 
-from bbpwf.settings import OidcSettings, ProjectSettings, ServiceSettings, Settings
 from sandbox.tenants import OTHER_PROJECT, OTHER_VIRTUAL_LAB, PROJECT, VIRTUAL_LAB
 from service.access import OPEN
-from service.app import create_app
 from tests.integration.service.conftest import Issuer, Service
 
 
-def _walk(routes: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    for route in routes:
-        included = getattr(route, "original_router", None)  # how FastAPI keeps an included router
-        nested = included.routes if included is not None else getattr(route, "routes", None)
-        if nested is not None:
-            assert nested, f"{route} holds routes that cannot be seen"
-            yield from _walk(nested, prefix + getattr(route, "path", ""))
-        else:
-            assert isinstance(route, Route), f"an unknown kind of route: {route!r}"
-            for method in sorted(route.methods or {"GET"}):
-                yield method, prefix + route.path
-        if isinstance(route, Mount):
-            yield "GET", f"{prefix}{route.path}/anything"
-
-
 @pytest.fixture(scope="module")
-def routes(issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
+def routes(templates: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Method and path of every route of the application, mounted ones included; parameters filled in."""
-    settings = Settings(
-        state_dir=tmp_path_factory.mktemp("routes"),
-        project=ProjectSettings(virtual_lab_id=VIRTUAL_LAB, project_id=PROJECT),
-        oidc=OidcSettings(issuer=issuer.url, client_secret=SecretStr("x" * 12)),
-        service=ServiceSettings(scheduler_port=1),
-    )
-    app = create_app(settings)
-    found = []
-    for method, path in _walk(app.routes):
-        filled = "/".join("x" if part.startswith("{") else part for part in path.split("/"))
-        found.append((method, filled))
-    app.state.instance.database.close()
-    return sorted(set(found))
+    found = {
+        (method, "/".join("x" if part.startswith("{") else part for part in path.split("/")))
+        for method, path in templates
+    }
+    return sorted(found)
 
 
 def _b64(value: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+
+
+def signed_by(key: JWK, algorithm: str, kid: str, body: dict[str, Any]) -> str:
+    made = JWS(json.dumps(body))
+    made.allowed_algs = [algorithm]
+    made.add_signature(key, alg=algorithm, protected=json.dumps({"alg": algorithm, "kid": kid}))
+    return str(made.serialize(compact=True))
 
 
 def bad_tokens(issuer: Issuer) -> dict[str, tuple[str, int]]:
@@ -75,6 +54,18 @@ def bad_tokens(issuer: Issuer) -> dict[str, tuple[str, int]]:
         made = JWS(json.dumps(body))
         made.add_signature(key, alg="RS256", protected=json.dumps(protected))
         return str(made.serialize(compact=True))
+
+    public = JWK(**published[0])
+    realm_key = issuer.key()
+    twice = json.dumps(issuer.claims())[:-1] + ', "typ": "Bearer"}'
+
+    def by_stranger(**extra: Any) -> str:
+        return signed(stranger, {"alg": "RS256", "kid": kid, **extra}, claims)
+
+    def hmac_signed(secret: bytes, algorithm: str = "HS256") -> str:
+        text = f"{_b64({'alg': algorithm, 'typ': 'JWT', 'kid': kid})}.{payload}"
+        digest = {"HS256": "sha256", "HS384": "sha384", "HS512": "sha512"}[algorithm]
+        return f"{text}.{base64.urlsafe_b64encode(hmac.digest(secret, text.encode(), digest)).rstrip(b'=').decode()}"
 
     confused = f"{_b64({'alg': 'HS256', 'typ': 'JWT', 'kid': kid})}.{payload}"
     mac = hmac.digest(json.dumps(published[0]).encode(), confused.encode(), "sha256")
@@ -95,6 +86,43 @@ def bad_tokens(issuer: Issuer) -> dict[str, tuple[str, int]]:
             401,
         ),
         "kid as a path": (signed(stranger, {"alg": "RS256", "kid": "../../../../dev/null"}, claims), 401),
+        "kid as SQL": (by_stranger(kid="' OR '1'='1"), 401),
+        "kid as a URL": (by_stranger(kid=f"{issuer.url}/protocol/openid-connect/certs"), 401),
+        "kid as a list": (by_stranger(kid=[kid]), 401),
+        "kid empty": (by_stranger(kid=""), 401),
+        "kid endless": (by_stranger(kid="k" * 4000), 401),
+        "kid of the encryption key": (issuer.forge({"kid": f"{kid}-enc"}), 401),
+        "keys elsewhere (jku)": (by_stranger(jku="http://127.0.0.1:9/keys"), 401),
+        "keys elsewhere, well signed": (issuer.forge({"jku": "http://127.0.0.1:9/keys"}), 401),
+        "certificate elsewhere (x5u)": (by_stranger(x5u="http://127.0.0.1:9/cert"), 401),
+        "certificate along (x5c)": (by_stranger(x5c=["MIIB"]), 401),
+        "key along, well signed": (issuer.forge({"jwk": json.loads(stranger.export_public())}), 401),
+        "critical extension": (issuer.forge({"crit": ["b64"], "b64": True}), 401),
+        "claims twice": (issuer.signed(twice), 401),
+        "claims that are a list": (issuer.signed("[1]"), 401),
+        "claims that are no JSON": (issuer.signed("{'sub': 1}"), 401),
+        "HMAC with the public key's PEM": (hmac_signed(public.export_to_pem()), 401),
+        "HMAC-384 with the public key's PEM": (hmac_signed(public.export_to_pem(), "HS384"), 401),
+        "HMAC-512 with the modulus": (hmac_signed(published[0]["n"].encode(), "HS512"), 401),
+        "HMAC with nothing": (hmac_signed(b""), 401),
+        "other algorithm of the same key": (issuer.forge({"alg": "PS256"}), 401),
+        "elliptic algorithm, RSA key": (f"{_b64({'alg': 'ES256', 'kid': kid})}.{payload}.{signature}", 401),
+        "weak algorithm": (signed_by(realm_key, "RS512", kid, claims), 401),
+        "not base64": (f"{header}.%%%%.{signature}", 401),
+        "base64 with padding": (f"{header}=.{payload}.{signature}", 401),
+        "standard base64": (f"{header}.{payload}.{signature[:-4]}+/+/", 401),
+        "five parts": (f"{good}.a.b", 401),
+        "nested deeply": (f"{base64.urlsafe_b64encode(b'[' * 4000).decode().rstrip('=')}.e30.e30", 401),
+        "zero bytes": (good.replace(".", "%00.", 1), 401),
+        "issued tomorrow": (issuer.forge(iat=now + 86400), 401),
+        "expires as text": (issuer.forge(exp="tomorrow"), 401),
+        "expires in another age": (issuer.forge(exp=1e300), 401),
+        "issuer as a list": (issuer.forge(iss=[issuer.url]), 401),
+        "issuer with a slash": (issuer.forge(iss=issuer.url + "/"), 401),
+        "no typ": (issuer.forge(typ=None), 401),
+        "typ in lower case": (issuer.forge(typ="bearer"), 401),
+        "offline token": (issuer.tokens(scope="openid offline_access")["refresh_token"], 401),
+        "real ID token": (issuer.tokens()["id_token"], 401),
         "kid that nobody has": (signed(stranger, {"alg": "RS256", "kid": "nobody"}, claims), 401),
         "expired": (issuer.forge(exp=now - 3600, iat=now - 7200), 401),
         "never expires": (issuer.forge(exp=None), 401),
@@ -148,6 +176,26 @@ def test_every_route_refuses_every_bad_token(service: Service, issuer: Issuer, r
                 token = headers.get("Authorization", "").removeprefix("Bearer ").strip()
                 if len(token) > 8 and token in answer.text:
                     wrong.append(f"{method} {path} {name}: the token is echoed")
+    assert wrong == []
+
+
+def test_streams_refuse_bad_tokens_before_a_byte_of_them_is_sent(service: Service, issuer: Issuer) -> None:
+    run_id = service.launch(who="stream")
+    service.ended(run_id)
+    (task, *_) = service.ask("GET", f"/runs/{run_id}/tasks").json()["tasks"]
+    streams = [f"/runs/{run_id}/events", f"/runs/{run_id}/tasks/{task['id']}/logs?follow=1"]
+    wrong = []
+    with requests.Session() as session:
+        for path in streams:
+            for name, (token, status) in bad_tokens(issuer).items():
+                headers = {"Authorization": f"Bearer {token}", "Accept": "text/event-stream", "Last-Event-ID": "0"}
+                with session.get(service.url + path, headers=headers, stream=True, timeout=30) as answer:
+                    if answer.status_code != status or "event-stream" in answer.headers.get("Content-Type", ""):
+                        wrong.append(f"{path} {name}: {answer.status_code}")
+            # tokens belong in the header: elsewhere they end up in logs and histories
+            join = "&" if "?" in path else "?"
+            if session.get(f"{service.url}{path}{join}access_token={issuer.token()}", timeout=30).status_code != 401:
+                wrong.append(f"{path}: token in the query")
     assert wrong == []
 
 
