@@ -55,13 +55,17 @@ class Finder:
         self._instances.forget(admitted.project)
 
     async def tend(self) -> None:
+        """Look after all instances once."""
+        try:
+            await run_in_threadpool(self._instances.tend)
+        except BbpwfError as error:
+            _log.warning("the instances cannot be looked after now: %s", error)
+
+    async def keep(self) -> None:
         """Look after all instances until cancelled."""
         while True:
-            try:
-                await run_in_threadpool(self._instances.tend)
-            except BbpwfError as error:
-                _log.warning("the instances cannot be looked after now: %s", error)
             await asyncio.sleep(TEND_S)
+            await self.tend()
 
 
 def create_app(
@@ -73,7 +77,8 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        tending = asyncio.create_task(finder.tend())
+        await finder.tend()  # what runs already is known before the first request
+        tending = asyncio.create_task(finder.keep())
         try:
             yield
         finally:

@@ -7,10 +7,12 @@ keys alone and can make none. Instances check the user's token as well: a pass o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets
+import tempfile
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -186,14 +188,16 @@ def new_key() -> SecretStr:
 def kept_key(path: Path) -> SecretStr:
     """The private key in a file that only we can read; made there if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return SecretStr(path.read_text())
-    with os.fdopen(descriptor, "w") as file:
-        key = new_key()
-        file.write(key.get_secret_value())
-    return key
+    if not path.exists():
+        descriptor, draft = tempfile.mkstemp(dir=path.parent)  # which only we can read
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(new_key().get_secret_value())
+            with contextlib.suppress(FileExistsError):  # another process was first: its key counts
+                os.link(draft, path)
+        finally:
+            Path(draft).unlink()
+    return SecretStr(path.read_text())
 
 
 def _hash(token: str) -> str:
