@@ -6,148 +6,38 @@ a finished run that did not complete may be *resumed*, which starts its next inc
 
 from __future__ import annotations
 
-import hashlib
-import json
-import secrets
-import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, Field
 
 from bbpwf import faults
 from bbpwf.clock import Clock
 from bbpwf.cluster.changes import select_in
+from bbpwf.cluster.creations import Creations
 from bbpwf.cluster.database import Database
 from bbpwf.cluster.jobs import JobView, TaskReport
+from bbpwf.cluster.records import (
+    TASK_STATES,
+    Owner,
+    RunRecord,
+    RunRequest,
+    RunSummary,
+    TaskRecord,
+    job_run_state,
+    run_record,
+    run_summary,
+    task_record,
+)
 from bbpwf.cluster.schema import jobs, run_tags, runs, tasks
 from bbpwf.cluster.views import job_view
-from bbpwf.errors import Conflict, InvalidInput, LedgerError, NotFound
+from bbpwf.errors import Conflict, InvalidInput, NotFound
 from bbpwf.states import JobState, RunState
+
+__all__ = ["MAX_PAGE", "Owner", "RunRecord", "RunRequest", "RunStore", "RunSummary", "TaskRecord"]
 
 MAX_PAGE = 1000
 """Most rows of one page of runs or tasks."""
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class RunRequest(_Frozen):
-    """What was asked for, in the words of WES ``RunRequest``; ``workflow_url`` is ``module:Task``."""
-
-    workflow_type: str = "LUIGI"
-    workflow_type_version: str = "3.8"
-    workflow_url: str
-    workflow_params: dict[str, Any] = {}
-    workflow_engine: str = ""
-    workflow_engine_version: str = ""
-    workflow_engine_parameters: dict[str, str] = {}
-    tags: dict[str, str] = {}
-    attachments: tuple[str, ...] = ()
-
-
-class Owner(_Frozen):
-    """Who launched a run."""
-
-    sub: str
-    username: str = ""
-
-
-class RunRecord(_Frozen):
-    """What is known of a run. Times are Unix seconds; ``outcome`` is what its head wrote at the end."""
-
-    run_id: str
-    state: RunState
-    reason: str = ""
-    request: RunRequest
-    owner: Owner
-    incarnation: int = 1
-    created_at: float
-    started_at: float | None = None
-    ended_at: float | None = None
-    outcome: dict[str, Any] = {}
-
-    @property
-    def tags(self) -> dict[str, str]:
-        """The tags given at launch."""
-        return self.request.tags
-
-
-@dataclass(frozen=True, slots=True)
-class RunSummary:
-    """What a list tells of a run."""
-
-    run_id: str
-    state: RunState
-    started_at: float | None
-    ended_at: float | None
-    tags: dict[str, str]
-
-
-class TaskRecord(_Frozen):
-    """A Luigi task of a run, or one job of it: an array's elements are ``<task id>.<index>``.
-
-    ``state`` is a WES state name. ``job_key`` is set where there is exactly one job behind the row, whose log
-    and exit code these are.
-    """
-
-    id: str
-    name: str
-    state: RunState
-    started_at: float | None = None
-    ended_at: float | None = None
-    exit_code: int | None = None
-    reason: str = ""
-    job_key: str = ""
-    scheduler_id: str = ""
-    cluster: str = ""
-    stdout: str = ""
-    attempt: int = 0
-    command: str = Field("", description="The script of the job, as submitted.")
-
-
-class _Creation:
-    """A run that somebody waits for: made, or not for a reason."""
-
-    def __init__(self, request: RunRequest, owner: Owner, key: str) -> None:
-        self.request = request
-        self.owner = owner
-        self.key = key
-        self.body = request.model_dump(mode="json")
-        self.made: RunRecord | None = None
-        self.error: Exception | None = None
-
-    def fingerprint(self) -> str:
-        """Of what was asked for."""
-        return hashlib.sha256(json.dumps(self.body, sort_keys=True).encode()).hexdigest()
-
-    def repeat(self, fingerprint: str, run: RunRecord, asked: str) -> None:
-        """The key was used before, for a request with this fingerprint."""
-        if fingerprint == asked:
-            self.made = run
-            return
-        self.error = Conflict(
-            f"the idempotency key {self.key!r} was used for another launch, run {run.run_id}",
-            hint="Use a new key for a new request.",
-        )
-
-
-def _new_row(run: RunRecord, body: dict[str, Any], fingerprint: str, key: str) -> dict[str, Any]:
-    return {
-        "run_id": run.run_id,
-        "state": run.state.value,
-        "reason": "",
-        "request": body,
-        "fingerprint": fingerprint,
-        "idempotency_key": key or None,
-        "sub": run.owner.sub,
-        "username": run.owner.username,
-        "incarnation": 1,
-        "created_at": run.created_at,
-    }
 
 
 class RunStore:
@@ -158,8 +48,7 @@ class RunStore:
         self._clock = clock
         self.embedded = database.embedded
         """Whether an event loop may call :meth:`state`, :meth:`summaries` and :meth:`counts` itself."""
-        self._creations: list[_Creation] = []
-        self._creating, self._guard = threading.Lock(), threading.Lock()
+        self._creations = Creations(database, clock)
         self._counted: tuple[tuple[int, int] | None, dict[RunState, int]] = None, {}
 
     def create(self, request: RunRequest, owner: Owner, idempotency_key: str = "") -> RunRecord:
@@ -168,65 +57,12 @@ class RunStore:
         Raises:
             Conflict: the key was used for a different request.
         """
-        mine = _Creation(request, owner, idempotency_key)
-        with self._guard:
-            self._creations.append(mine)
-        with self._creating:  # whoever comes first writes for all who came meanwhile: one commit, one wait for the disk
-            if mine.made is None and mine.error is None:
-                with self._guard:
-                    batch, self._creations = self._creations, []
-                self._create(batch)
-        if mine.error is not None:
-            raise mine.error
-        if mine.made is None:
-            raise LedgerError("the run was not written", retryable=True)
-        return mine.made
-
-    def _create(self, batch: Sequence[_Creation]) -> None:
-        try:
-            with self._db.begin() as db:
-                keyed: dict[tuple[str, str], tuple[str, RunRecord]] = {}
-                for each in batch:
-                    if not each.key:
-                        continue
-                    of = runs.c.sub == each.owner.sub, runs.c.idempotency_key == each.key
-                    found = db.execute(sa.select(runs).where(*of)).first()
-                    if found is not None:
-                        keyed[each.owner.sub, each.key] = found.fingerprint, _run(found)
-                rows, tags = [], []
-                for each in batch:
-                    fingerprint = each.fingerprint()
-                    known = keyed.get((each.owner.sub, each.key))
-                    if known is not None:
-                        each.repeat(*known, fingerprint)
-                        continue
-                    made = RunRecord(
-                        run_id="r" + secrets.token_hex(10),
-                        state=RunState.QUEUED,
-                        request=each.request,
-                        owner=each.owner,
-                        created_at=self._clock.now(),
-                    )
-                    each.made = made
-                    if each.key:
-                        keyed[each.owner.sub, each.key] = fingerprint, made
-                    rows.append(_new_row(made, each.body, fingerprint, each.key))
-                    named = each.request.tags.items()
-                    tags += [{"run_id": made.run_id, "name": name, "value": value} for name, value in named]
-                if rows:
-                    db.execute(runs.insert(), rows)
-                if tags:
-                    db.execute(run_tags.insert(), tags)
-                faults.point("runs.create.before")
-            faults.point("runs.create.after")
-        except Exception as error:  # noqa: BLE001 every one of them hears of it
-            for each in batch:
-                each.made, each.error = None, each.error or error
+        return self._creations.create(request, owner, idempotency_key)
 
     def get(self, run_id: str) -> RunRecord:
         """The run. Raises NotFound."""
         with self._db.engine.connect().execution_options(reading=True) as db:
-            return _run(self._row(db, run_id))
+            return run_record(self._row(db, run_id))
 
     def state(self, run_id: str) -> RunState:
         """The run's state alone. Raises NotFound."""
@@ -240,7 +76,7 @@ class RunStore:
         values = {"before": _position(token) if token else _LAST, "most": _limit(limit) + 1}
         rows = self._db.look(_SUMMARIES, values)
         following = str(rows[limit - 1][0]) if len(rows) > limit else ""
-        return [_summary(row) for row in rows[:limit]], following
+        return [run_summary(row) for row in rows[:limit]], following
 
     def found(
         self, limit: int, token: str, *, states: Sequence[RunState], tags: Mapping[str, str]
@@ -273,7 +109,7 @@ class RunStore:
         with self._db.engine.connect().execution_options(reading=True) as db:
             rows = db.execute(query).all()
         following = str(rows[limit - 1].seq) if len(rows) > limit else ""
-        return [_run(row) for row in rows[:limit]], following
+        return [run_record(row) for row in rows[:limit]], following
 
     def move(
         self, run_id: str, state: RunState, reason: str = "", *, outcome: Mapping[str, Any] | None = None
@@ -297,7 +133,7 @@ class RunStore:
             if outcome is not None:
                 values["outcome"] = dict(outcome)
             db.execute(runs.update().where(runs.c.run_id == run_id).values(**values))
-            moved = _run(self._row(db, run_id))
+            moved = run_record(self._row(db, run_id))
             faults.point("runs.move.before")
         faults.point("runs.move.after")
         return moved
@@ -314,7 +150,7 @@ class RunStore:
             if present is RunState.PAUSED:
                 values = {"state": RunState.QUEUED.value, "reason": "going on after a pause"}
                 db.execute(runs.update().where(runs.c.run_id == run_id).values(**values))
-                return _run(self._row(db, run_id))
+                return run_record(self._row(db, run_id))
             if not present.terminal:
                 raise Conflict(f"run {run_id} is {present}: only a finished or paused run can be resumed")
             if present is RunState.COMPLETE:
@@ -330,7 +166,7 @@ class RunStore:
                     outcome=None,
                 )
             )
-            resumed = _run(self._row(db, run_id))
+            resumed = run_record(self._row(db, run_id))
             faults.point("runs.resume.before")
         faults.point("runs.resume.after")
         return resumed
@@ -339,7 +175,7 @@ class RunStore:
         """Every run that is not in a terminal state, oldest first."""
         query = sa.select(runs).where(runs.c.state.not_in([s.value for s in RunState if s.terminal]))
         with self._db.engine.connect().execution_options(reading=True) as db:
-            return [_run(row) for row in db.execute(query.order_by(runs.c.seq))]
+            return [run_record(row) for row in db.execute(query.order_by(runs.c.seq))]
 
     def counts(self) -> dict[RunState, int]:
         """How many runs are in each state; states without runs are 0."""
@@ -381,7 +217,7 @@ class RunStore:
         """A page of the run's tasks, each followed by its array elements; and the next page's token."""
         offset = _position(token) if token else 0
         entries = self._entries(run_id)
-        page = [_record(*entry) for entry in entries[offset : offset + _limit(limit)]]
+        page = [task_record(*entry) for entry in entries[offset : offset + _limit(limit)]]
         return page, str(offset + limit) if offset + limit < len(entries) else ""
 
     def families(self, run_id: str) -> list[tuple[str, RunState, int]]:
@@ -390,9 +226,9 @@ class RunStore:
             rows = db.execute(_FAMILIES, {"of": run_id}).all()
         counts: dict[tuple[str, RunState], int] = {}
         for family, reported, job, count in rows:
-            state = _TASK_STATES[reported]
+            state = TASK_STATES[reported]
             if job is not None and not state.terminal:
-                state = _job_run_state(JobState(job))
+                state = job_run_state(JobState(job))
             counts[family, state] = counts.get((family, state), 0) + count
         return [(family, state, count) for (family, state), count in counts.items()]
 
@@ -400,7 +236,7 @@ class RunStore:
         """One task or array element of the run, with its job's script. Raises NotFound."""
         for entry_id, row, job in self._entries(run_id):
             if entry_id == task_id:
-                record = _record(entry_id, row, job)
+                record = task_record(entry_id, row, job)
                 if job is None:
                     return record
                 with self._db.engine.connect().execution_options(reading=True) as db:
@@ -478,28 +314,6 @@ _SUMMARIES = (
 )
 
 
-def _summary(row: Sequence[Any]) -> RunSummary:
-    _, run_id, state, started_at, ended_at, tags = row
-    return RunSummary(
-        run_id, RunState(state), started_at, ended_at, json.loads(tags) if isinstance(tags, str) else tags or {}
-    )
-
-
-def _run(row: Any) -> RunRecord:
-    return RunRecord(
-        run_id=row.run_id,
-        state=RunState(row.state),
-        reason=row.reason,
-        request=RunRequest.model_validate(row.request),
-        owner=Owner(sub=row.sub, username=row.username),
-        incarnation=row.incarnation,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        ended_at=row.ended_at,
-        outcome=row.outcome or {},
-    )
-
-
 _JOBS = sa.select(*(column for column in jobs.c if column.name not in {"spec", "fingerprint"}))
 _FAMILIES = (
     sa.select(tasks.c.family, tasks.c.state, jobs.c.state.label("job"), sa.func.count())
@@ -513,77 +327,6 @@ _TASK_UPDATE = (
     .where(tasks.c.run_id == sa.bindparam("new_run_id"), tasks.c.task_id == sa.bindparam("new_of"))
     .values({n: sa.bindparam(f"new_{n}") for n in ("family", "params", "state", "started_at", "ended_at", "message")})
 )
-_TASK_STATES = {
-    "PENDING": RunState.QUEUED,
-    "RUNNING": RunState.RUNNING,
-    "DONE": RunState.COMPLETE,
-    "FAILED": RunState.EXECUTOR_ERROR,
-}
-
-
-def _job_run_state(state: JobState) -> RunState:
-    """A job's state in the words of WES."""
-    if state.succeeded:
-        return RunState.COMPLETE
-    if state is JobState.CANCELLED:
-        return RunState.CANCELED
-    if state is JobState.PREEMPTED:
-        return RunState.PREEMPTED
-    if state in {JobState.NODE_FAIL, JobState.BOOT_FAIL, JobState.LOST, JobState.REJECTED}:
-        return RunState.SYSTEM_ERROR
-    if state.terminal:
-        return RunState.EXECUTOR_ERROR
-    if state is JobState.RUNNING:
-        return RunState.RUNNING
-    return RunState.QUEUED
-
-
-def _record(entry_id: str, row: Any | None, job: Any | None) -> TaskRecord:
-    if row is not None:
-        return _task(row, job)
-    if job is not None:
-        return _element(job, entry_id)
-    return TaskRecord(id=entry_id, name=entry_id.split("_", 1)[0], state=RunState.RUNNING)
-
-
-def _task(row: Any, job: Any | None) -> TaskRecord:
-    record = TaskRecord(
-        id=row.task_id,
-        name=row.family,
-        state=_TASK_STATES[row.state],
-        started_at=row.started_at,
-        ended_at=row.ended_at,
-        reason=row.message,
-    )
-    if job is None:
-        return record
-    behind = _element(job, row.task_id)
-    return behind.model_copy(
-        update={
-            "name": row.family,
-            "state": record.state if record.state.terminal else behind.state,
-            "reason": record.reason or behind.reason,
-            "started_at": behind.started_at or record.started_at,
-        }
-    )
-
-
-def _element(job: Any, task_id: str) -> TaskRecord:
-    view = job_view(job)
-    return TaskRecord(
-        id=task_id,
-        name=view.label or view.name,
-        state=_job_run_state(view.state),
-        started_at=view.started_at,
-        ended_at=view.ended_at,
-        exit_code=view.exit.code if view.exit else None,
-        reason=view.reason,
-        job_key=view.key,
-        scheduler_id=view.scheduler_id,
-        cluster=view.cluster,
-        stdout=view.stdout,
-        attempt=view.attempt,
-    )
 
 
 def _is_element(entry_id: str, task_id: str) -> bool:
