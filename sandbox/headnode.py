@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox import slurm, sshd
-from sandbox.process import Running, free_ports, start, stop
+from sandbox import accounting, slurm, sshd
+from sandbox.process import Process, Running, free_ports, start, stop
 from sandbox.slurm import Slurm
 from sandbox.sshd import Sshd
 
@@ -68,13 +68,19 @@ class HeadNode:
 
 
 @contextmanager
-def running(folder: Path, **options: Any) -> Iterator[HeadNode]:
+def running(folder: Path, *, with_accounting: bool = False, **options: Any) -> Iterator[HeadNode]:
     """Start a cluster in ``folder``, which is to be short, and end it with all its jobs and sessions.
 
-    ``options`` are those of :func:`sandbox.slurm.prepare`.
+    ``options`` are those of :func:`sandbox.slurm.prepare`; ``with_accounting`` adds ``mariadbd`` and ``slurmdbd``.
     """
     cluster = folder / "cluster"
+    before: tuple[Process, ...] = ()
+    if with_accounting:
+        accounts = accounting.prepare(folder / "slurm")
+        before = accounts.processes
+        options["extra"] = options.get("extra", "") + accounts.lines
     made = slurm.prepare(folder / "slurm", **options)
+    munged, *others = made.processes
     homes = {}
     for user, commands in (("sim", "bin-sim"), ("ec2-user", "bin-admin")):
         homes[user] = cluster / "home" / user
@@ -84,7 +90,7 @@ def running(folder: Path, **options: Any) -> Iterator[HeadNode]:
     head = HeadNode(folder, made, login, {})
     head.data_root.mkdir(parents=True, exist_ok=True)
     try:
-        for process in (*made.processes, login.process):
+        for process in (munged, *before, *others, login.process):
             head.running[process.name] = start(process)
         yield head
     finally:

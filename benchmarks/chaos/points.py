@@ -39,7 +39,7 @@ ALL = frozenset((*LOCAL, *SLURM, *SERVICE, *HEAD))
 UNREACHED: Mapping[str, str] = {}
 """Points that a storm does not come by, and why not."""
 
-_EARLY = ("ledger.claim.", "server.")
+_ONCE = ("ledger.claim.", "server.", "head.")
 
 
 class Points:
@@ -68,6 +68,6 @@ class Points:
         hits = self.hits()
         words = [f"@{self._file}"]
         for name in names:
-            turns = [1] if name.startswith(_EARLY) else [1, 1, 2] if not hits[name] else [1, 2, 3, 5, 9]
+            turns = [1] if name.startswith(_ONCE) else [1, 1, 2] if not hits[name] else [1, 2, 3, 5, 9]
             words.append(f"{name}={chance.choice(turns)}")
         return ",".join(words)

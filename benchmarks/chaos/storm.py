@@ -22,6 +22,7 @@ _PROVOKED: dict[str, tuple[tuple[str, ...], Kind | None]] = {
     "ledger.reject": ((), "refused"),
     "ledger.throttle": ((), "throttled"),
     "ledger.cancel": ((), "cancelled"),
+    "allocation": ((), "released"),
     "cancel": ((), "cancelled"),
 }
 """What leads an agent to a point that it comes by rarely: answers of sbatch, a kind of jobs."""

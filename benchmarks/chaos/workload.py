@@ -15,7 +15,7 @@ from bbpwf.errors import BbpwfError
 
 RUN = "storm"
 
-Kind = Literal["well", "badly", "again", "cancelled", "refused", "throttled"]
+Kind = Literal["well", "badly", "again", "cancelled", "refused", "throttled", "steps", "released"]
 
 BEGIN = """
 id=${{BBPWF_ID:-$SLURM_JOB_ID}}
@@ -128,7 +128,7 @@ class Workload:
             self._until_answered(lambda: self._agent.cancel(keys))
         elif kind == "throttled":
             self._until_answered(lambda: self._agent.throttle(keys, 2))
-        elif specs[0].allocation is not None and self._chance.random() < 0.2:
+        elif kind == "released":
             self._until_answered(self._agent.release)
 
     def _until_answered(self, call: Callable[[], object]) -> None:
@@ -143,15 +143,24 @@ class Workload:
     def _group(self) -> tuple[Kind, list[JobSpec]]:
         """One job, an array, or steps, of one kind."""
         self._count += 1
-        kinds: list[Kind] = ["well", "badly", "again", "cancelled", "refused", "throttled"]
-        kind = self._wanted.pop(0) if self._wanted else self._chance.choices(kinds, [12, 4, 3, 4, 1, 2])[0]
+        weights: dict[Kind, int] = {
+            "well": 9,
+            "badly": 4,
+            "again": 3,
+            "cancelled": 4,
+            "refused": 1,
+            "throttled": 2,
+            "steps": 3,
+            "released": 1,
+        }
+        kind = self._wanted.pop(0) if self._wanted else self._chance.choices(*zip(*weights.items(), strict=True))[0]
         size = self._chance.choice([1, 1, 1, 2, 3, 6])
         allocation = None
         if kind == "throttled":
             size = 4
-        elif kind != "refused" and self._chance.random() < 0.25:
+        elif kind in {"steps", "released"} or (kind != "refused" and self._chance.random() < 0.15):
             allocation = Allocation(
-                name=f"a{self._count // 12}", resources=Resources(cpus_per_task=4), max_steps=8, idle_s=2
+                name=f"a{self._count // 8}", resources=Resources(cpus_per_task=4), max_steps=8, idle_s=2
             )
         return kind, [self._spec(kind, i if size > 1 else None, allocation) for i in range(size)]
 

@@ -76,7 +76,7 @@ def slurm_site(shared_cluster: RealCluster, tmp_path: Path) -> Iterator[Site]:
     software, modules = tmp_path / "software", tmp_path / "modules"
     install(software)
     define_modules(modules)
-    profile = shared_cluster.folder / "home" / "sim" / ".bash_profile"
+    profile = shared_cluster.profile
     before = profile.read_text()
     home, files = modules / "home", modules / "files"
     profile.write_text(f"{before}\nexport MODULESHOME='{home}' MODULEPATH='{files}'\n")
