@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -165,6 +167,14 @@ class LocalProcess(ContextManagedTaskProcess):
 
     # -- in the worker's process
 
+    def start(self) -> None:
+        """Fork while no thread is writing to a log: the lock of a file that is being written to would stay locked."""
+        with contextlib.ExitStack() as quiet:
+            for handler in logging.getLogger().handlers:
+                handler.acquire()
+                quiet.callback(handler.release)
+            super().start()
+
     def go_on(self) -> None:
         """Let the process look again for what its task asked for."""
         if self.worker_timeout:
@@ -186,6 +196,7 @@ class LocalProcess(ContextManagedTaskProcess):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         _die_with_parent()
+        _own_streams()
         super().run()  # type: ignore[no-untyped-call]  # Luigi's is untyped
 
     def _run_get_new_deps(self) -> None:
@@ -218,6 +229,12 @@ class LocalProcess(ContextManagedTaskProcess):
                 steps.close()
             os._exit(0)
         current().catch_up()
+
+
+def _own_streams() -> None:
+    """Standard output and error anew: somebody may have been writing to the old ones, and hold their locks for ever."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        setattr(sys, name, os.fdopen(number, "w", buffering=1, errors="backslashreplace", closefd=False))
 
 
 def _die_with_parent() -> None:

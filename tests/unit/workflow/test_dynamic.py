@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import multiprocessing
+import sys
+import threading
+
 import pytest
 
 from tests.unit.workflow.conftest import Bench
@@ -136,6 +142,35 @@ def test_a_task_that_waits_in_vain_ends_with_the_run(bench: Bench) -> None:
     outcome = bench.run(bench.agent(), module, "Hopeless", params={"folder": str(bench.path)})
     assert outcome.state == "EXECUTOR_ERROR"
     assert "it is broken" in outcome.reason
+
+
+def test_a_process_is_forked_while_others_write(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whoever writes at the moment of a fork holds a lock that nobody in the new process would ever open."""
+    module = bench.module("talking_flow", STEPS)
+    done = threading.Event()
+    handler = logging.FileHandler(bench.path / "log")
+
+    def talk() -> None:
+        while not done.is_set():
+            sys.stderr.write("x" * 20_000 + "\n")
+            sys.stderr.flush()
+            logging.getLogger("talk").warning("%s", "x" * 20_000)
+
+    with capfd.disabled(), (bench.path / "err").open("w") as err, contextlib.redirect_stderr(err):
+        logging.getLogger().addHandler(handler)
+        talker = threading.Thread(target=talk)
+        talker.start()
+        try:
+            outcome = bench.run(bench.agent(), module, "Many", params={"folder": str(bench.path)})
+        finally:
+            done.set()
+            talker.join()
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+    assert outcome.state == "COMPLETE", outcome.reason
+    for process in multiprocessing.active_children():
+        process.join(60.0)
+        assert not process.is_alive(), "it waits for a lock"
 
 
 def test_a_task_with_nothing_to_run_needs_no_process(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
