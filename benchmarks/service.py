@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import statistics
@@ -20,6 +21,7 @@ from benchmarks.instance import Instance, instance
 from benchmarks.load import load
 from benchmarks.results import Figure
 from benchmarks.site import Site
+from benchmarks.streams import listen
 from sandbox.tenants import PROJECT, VIRTUAL_LAB
 from service.authority import ProjectAuthority
 
@@ -29,6 +31,7 @@ SECONDS = 10
 FEW, MANY = 32, 500
 FIRSTS = 5
 CHECKS = 100
+STREAMS = 200
 _WES = "/ga4gh/wes/v1"
 
 
@@ -38,8 +41,9 @@ def service(site: Site) -> Iterator[Figure]:
         yield from _idle(it)
         yield from _token_check(it)
         yield from _first_submission(it)
-        _fill_slots(it)
+        fillers = _fill_slots(it)
         yield from _requests(it)
+        yield from _streams(it, fillers)
 
 
 def _idle(it: Instance) -> Iterator[Figure]:
@@ -85,11 +89,12 @@ def _first_submission(it: Instance) -> Iterator[Figure]:
     yield Figure("service: POST /runs to first sbatch accepted, worst of five", max(took[1:]), "s")
 
 
-def _fill_slots(it: Instance) -> None:
+def _fill_slots(it: Instance) -> list[str]:
     """Every slot for a run is taken by one whose job waits in the queue: launches are accepted, and wait."""
     run_ids = [it.launch(_form(f"filler {number}")) for number in range(MAX_RUNS)]
     for run_id in run_ids:
         _accepted_at(it, run_id)
+    return run_ids
 
 
 def _requests(it: Instance) -> Iterator[Figure]:
@@ -109,6 +114,22 @@ def _requests(it: Instance) -> Iterator[Figure]:
             yield Figure(f"{title}, 99th percentile", done.p99 * 1000, "ms", 100 if few else 1000)
             yield Figure(f"{title}, errors", done.errors, "", 0)
             yield Figure(f"{title}, processor a request", 1000 * (_cpu(it.pid) - before) / done.requests, "ms")
+
+
+def _streams(it: Instance, run_ids: list[str]) -> Iterator[Figure]:
+    """Readers of running runs' events, which are then paused."""
+
+    async def pause() -> None:
+        for run_id in run_ids:
+            await asyncio.to_thread(it.ask, "POST", f"/runs/{run_id}/pause")
+
+    before, began = _cpu(it.pid), time.monotonic()
+    ready, late = asyncio.run(listen(it.origin, run_ids, it.tokens()[0], STREAMS, pause, '"PAUSED"'))
+    share = (_cpu(it.pid) - before) / (time.monotonic() - began)
+    yield Figure("service: event streams at once, all heard of a change", len(late), "", STREAMS, at_most=False)
+    yield Figure("service: event streams, until each had its first event", ready, "s")
+    yield Figure("service: event streams, news after the last change, worst", max(late), "s", 5)
+    yield Figure("service: event streams, share of one core", 100 * share, "%")
 
 
 def _form(name: str) -> dict[str, str]:

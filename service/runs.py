@@ -22,6 +22,7 @@ from service.following import Followers
 from service.launches import Launches
 from service.openapi import may, text
 from service.pages import PageToken
+from service.quick import looked_up
 from service.views import run_view, task_view
 
 T = TypeVar("T")
@@ -200,7 +201,15 @@ async def _events(store: RunStore, run_id: str, request: Request, seen: int) -> 
     """Events from version ``seen`` of the run's jobs on. The run's own state is always told first."""
     told: tuple[str, str] | None = None
     quiet = 0
+    pulse: Any = None
     while not await request.is_disconnected():
+        before, pulse = pulse, await looked_up(store, lambda: store.pulse(run_id))
+        if pulse == before:
+            quiet += 1
+            if quiet % KEEPALIVE_EVERY == 0:
+                yield ": still here\n\n"
+            await anyio.sleep(EVENT_EVERY_S)
+            continue
         run = await run_in_threadpool(store.get, run_id)  # before the jobs: its end comes after theirs
         changed = [job for job in await run_in_threadpool(store.jobs, run_id) if job.version > seen]
         for job in sorted(changed, key=lambda each: each.version):
@@ -210,10 +219,6 @@ async def _events(store: RunStore, run_id: str, request: Request, seen: int) -> 
         if now != told:
             told = now
             yield _event("run", seen, run_view(run))
-        elif not changed:
-            quiet += 1
-            if quiet % KEEPALIVE_EVERY == 0:
-                yield ": still here\n\n"
         if run.state.terminal:
             return
         await anyio.sleep(EVENT_EVERY_S)

@@ -71,6 +71,13 @@ class RunStore:
             raise NotFound(f"there is no run {run_id!r}")
         return RunState(rows[0][0])
 
+    def pulse(self, run_id: str) -> tuple[Any, ...]:
+        """Something that differs whenever the run, or a job of it, has changed. Raises NotFound."""
+        rows = self._db.look(_PULSE, {"of": run_id})
+        if not rows:
+            raise NotFound(f"there is no run {run_id!r}")
+        return tuple(rows[0])
+
     def summaries(self, limit: int = 20, token: str = "") -> tuple[list[RunSummary], str]:
         """As :meth:`page`, without what a list does not show. Raises InvalidInput."""
         values = {"before": _position(token) if token else _LAST, "most": _limit(limit) + 1}
@@ -304,6 +311,12 @@ class RunStore:
 
 _LAST = 2**62
 _STATE = sa.select(runs.c.state).where(runs.c.run_id == sa.bindparam("of"))
+_PULSE = sa.select(
+    runs.c.state,
+    runs.c.reason,
+    runs.c.incarnation,
+    sa.select(sa.func.max(jobs.c.version)).where(jobs.c.run_id == runs.c.run_id).scalar_subquery(),
+).where(runs.c.run_id == sa.bindparam("of"))
 _COUNTS = sa.select(runs.c.state, sa.func.count()).group_by(runs.c.state)
 _TAGS: sa.ColumnElement[Any] = sa.literal_column("request -> 'tags'", sa.JSON)  # SQLite since 3.38 and PostgreSQL alike
 _SUMMARIES = (
