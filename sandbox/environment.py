@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 from collections.abc import Mapping
 
 from sandbox.layout import Layout
@@ -79,6 +82,8 @@ def service_env(state: SandboxState, client_secret: str) -> dict[str, str]:
         **client_env(state),
         "BBPWF_STATE_DIR": str(Layout(state.short).service_state),
         "BBPWF_OIDC__CLIENT_SECRET": client_secret,
+        # for a machine's own sandbox one secret is enough
+        "BBPWF_OIDC__OFFLINE_KEYS": json.dumps([_key(client_secret)]),
         "BBPWF_SERVICE__HOST": "127.0.0.1",
         "BBPWF_SERVICE__PORT": str(state.ports["service"]),
         "BBPWF_SERVICE__SCHEDULER_PORT": str(state.ports["scheduler"]),
@@ -87,3 +92,8 @@ def service_env(state: SandboxState, client_secret: str) -> dict[str, str]:
     }
     env.pop("BBPWF_SANDBOX_DIR")
     return env
+
+
+def _key(secret: str) -> str:
+    """A key to encrypt offline logins with."""
+    return base64.urlsafe_b64encode(hashlib.sha256(f"offline logins: {secret}".encode()).digest()).decode()

@@ -98,7 +98,7 @@ def process(folder: Path, port: int, *, client_secret: str, log: Path) -> Proces
         "--optimized",
         "--import-realm",
     )
-    return Process("keycloak", argv, env, log, lambda: _answers(port), ready_within=180.0, cwd=folder)
+    return Process("keycloak", argv, env, log, lambda: _answers(port), ready_within=240.0, cwd=folder)
 
 
 def _prepare(folder: Path, client_secret: str) -> None:

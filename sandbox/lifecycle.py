@@ -14,6 +14,7 @@ from typing import Literal
 
 from bbpwf.clock import Clock, SystemClock, utc_iso
 from sandbox import environment, lfs
+from sandbox.keycloak import missing as missing_for_keycloak
 from sandbox.layout import Layout, code_version
 from sandbox.parts import answers, missing_for_slurm
 from sandbox.pids import ProcessId, belonging, boot_id, descendants, end, listener, wait_gone
@@ -49,6 +50,7 @@ def up(
     *,
     service: bool = True,
     backend: Literal["auto", "slurm", "local"] = "auto",
+    keycloak: bool | None = None,
     clock: Clock | None = None,
 ) -> SandboxState:
     """Start the sandbox in ``folder``; one that already runs whole and as asked for is left as it is.
@@ -62,16 +64,20 @@ def up(
         report: hears what is started.
         service: whether the service is started too.
         backend: ``auto`` takes a real Slurm where there is one, else local processes.
+        keycloak: whether the issuer is a real Keycloak; as before if ``None``, which at first is a small double.
         clock: for the time of the start.
 
     Raises:
-        SandboxError: a part does not start, or ``slurm`` was asked for and is not there.
+        SandboxError: a part does not start, or ``slurm`` or Keycloak was asked for and is not there.
     """
     with exclusively(folder):
         before = load(folder)
         chosen, why = _backend(backend)
+        real = keycloak if keycloak is not None else before is not None and before.keycloak
+        if real and (lacking := missing_for_keycloak()):
+            raise SandboxError(f"no real Keycloak can run here: {', '.join(lacking)} not found")
         if before is not None and before.parts:
-            wrong = _unfit(before, service, chosen)
+            wrong = _unfit(before, service, chosen, real)
             if not wrong:
                 report("it is up already")
                 return before
@@ -89,6 +95,7 @@ def up(
             code=code_version(),
             backend=chosen,
             why_local=why,
+            keycloak=real,
             service=service,
             ports=choose_ports(before.ports if before is not None else {}),
         )
@@ -155,7 +162,7 @@ _SERVICE_ALONE = frozenset({_NO_SERVICE, _DEAD_SERVICE, _OLD_SERVICE})
 """What can be mended by starting the service: cluster and jobs do not notice."""
 
 
-def _unfit(state: SandboxState, service: bool, backend: str) -> str:
+def _unfit(state: SandboxState, service: bool, backend: str, keycloak: bool) -> str:
     """Why what was started before cannot be gone on with as it is; empty if it can."""
     if state.stale():
         return "the machine was restarted"
@@ -163,6 +170,8 @@ def _unfit(state: SandboxState, service: bool, backend: str) -> str:
         return "it was not started to the end"
     if state.backend != backend:
         return f"jobs ran on {state.backend}"
+    if state.keycloak != keycloak:
+        return "its issuer was another"
     unwell = {each.part.name: each.state for each in status(state) if each.state != "healthy"}
     if unwell == {"service": "dead"}:
         return _DEAD_SERVICE if service else ""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox import environment, lfs, moto, slurm, sshd, users
+from sandbox import environment, keycloak, lfs, moto, slurm, sshd, users
 from sandbox.layout import REPOSITORY, Layout
 from sandbox.pids import MARKER
 from sandbox.process import Process
@@ -93,7 +93,7 @@ class Parts:
         chains = [
             Chain([self._moto()], afterwards=lambda: moto.make_buckets(aws)),
             Chain([self._double("nexus", *issuer, "--s3-endpoint", aws, *buckets, *names)]),
-            Chain([self._double("oidc", "--client-secret-file", secret)]),
+            Chain([self._keycloak() if self._state.keycloak else self._double("oidc", "--client-secret-file", secret)]),
         ]
         return [*self._cluster(), *chains] if self._state.backend == "slurm" else chains
 
@@ -123,6 +123,13 @@ class Parts:
             cwd=REPOSITORY,
         )
         return self._http(process, name, "/_faults")
+
+    def _keycloak(self) -> Step:
+        layout, port = self._layout, self._state.ports["oidc"]
+        secret = layout.client_secret.read_text().strip()
+        log = layout.logs / "keycloak.log"
+        process = keycloak.process(layout.root / "keycloak", port, client_secret=secret, log=log)
+        return Step(self._marked(process), port, keycloak.issuer_url(port))
 
     def _http(self, process: Process, name: str, path: str) -> Step:
         port = self._state.ports[name]

@@ -63,6 +63,8 @@ class SandboxState(BaseModel):
     backend: Literal["slurm", "local"] = "slurm"
     why_local: str = ""
     """What is missing for a real Slurm, for a person; empty with ``slurm``."""
+    keycloak: bool = False
+    """Whether the issuer is a real Keycloak rather than the small double."""
     service: bool = True
     complete: bool = False
     """Whether everything was started; False while starting, after a failure, and after ``down``."""

@@ -44,6 +44,10 @@ def up(
     backend: Annotated[
         Backend, typer.Option("--backend", help="auto: a real Slurm where there is one, else local processes.")
     ] = Backend.AUTO,
+    keycloak: Annotated[
+        bool | None,
+        typer.Option("--keycloak/--small-issuer", help="A real Keycloak, or an issuer that starts in a second."),
+    ] = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay, and end it all on Ctrl-C.")] = False,
     json_output: Json = False,
 ) -> None:
@@ -57,7 +61,9 @@ def up(
     where = folder_of(folder)
     out = show.console(err=True)
     try:
-        state = lifecycle.up(where, lambda text: out.print(f"  {text}"), service=service, backend=backend.value)
+        state = lifecycle.up(
+            where, lambda text: out.print(f"  {text}"), service=service, backend=backend.value, keycloak=keycloak
+        )
         if json_output:
             show.print_json(_as_json(state))
         else:
