@@ -20,7 +20,7 @@ import requests
 from benchmarks.chaos.workload import BEGIN
 
 Kind = Literal["well", "badly", "mended", "cancelled", "paused"]
-KINDS: tuple[Kind, ...] = ("well", "badly", "mended", "cancelled", "paused")
+TURNS: tuple[Kind, ...] = ("mended", "well", "cancelled", "mended", "paused", "badly")
 
 _DOOMS = 2
 
@@ -192,7 +192,7 @@ class Campaigns:
     def _loop(self) -> None:
         while not self._stopping.is_set():
             with self._guard:
-                kind = KINDS[len(self.all) % len(KINDS)]
+                kind = TURNS[len(self.all) % len(TURNS)]
                 campaign = Campaign(f"c{len(self.all)}", kind, self._chance.choice([2, 3, 5]))
                 self.all.append(campaign)
             try:

@@ -68,6 +68,6 @@ class Points:
         hits = self.hits()
         words = [f"@{self._file}"]
         for name in names:
-            turns = [1] if name.startswith(_ONCE) else [1, 1, 2] if not hits[name] else [1, 2, 3, 5, 9]
+            turns = [1, 2, 3, 5, 9] if hits[name] and not name.startswith(_ONCE) else [1]
             words.append(f"{name}={chance.choice(turns)}")
         return ",".join(words)

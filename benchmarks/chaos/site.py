@@ -245,8 +245,8 @@ def slurm_site() -> Iterator[SlurmSite]:
     """A cluster with small disks, where mounting is allowed; ended and unmounted afterwards."""
     with ExitStack() as stack:
         folder = _folder(stack)
-        options = {"nodes": 2, "min_job_age": 5, "kill_wait": 2, "extra": "MessageTimeout=5\n"}
-        cluster = stack.enter_context(headnode.running(folder, **options))
+        started = headnode.running(folder, nodes=2, min_job_age=5, kill_wait=2, extra="MessageTimeout=5\n")
+        cluster = stack.enter_context(started)
         made = SlurmSite(cluster, folder / "chaos", mounted=_mount(stack, (_ledger(folder), cluster.data_root)))
         stack.callback(made.close)
         yield made

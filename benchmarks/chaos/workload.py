@@ -129,6 +129,7 @@ class Workload:
         elif kind == "throttled":
             self._until_answered(lambda: self._agent.throttle(keys, 2))
         elif kind == "released":
+            self._stopping.wait(self._chance.uniform(0.5, 3.0))  # an allocation is made after its steps were wanted
             self._until_answered(self._agent.release)
 
     def _until_answered(self, call: Callable[[], object]) -> None:
