@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks import engine, results, service, throughput
+from benchmarks import engine, results, scheduling, service, throughput
 from benchmarks.results import Figure
 from benchmarks.site import Site, site
 
@@ -17,6 +17,7 @@ ORDINARY: dict[str, Benchmark] = {
     "fan_out": throughput.fan_out,
     "chain": throughput.chain,
     "submissions": engine.submissions,
+    "graphs": scheduling.graphs,
     "service": service.service,
 }
 CROWDED: dict[str, Benchmark] = {"live_jobs": engine.live_jobs}

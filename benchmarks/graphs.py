@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import luigi
@@ -61,3 +63,48 @@ class Later(SbatchTask):
     def output(self) -> RemoteTarget:
         """A mark in the run's folder."""
         return RemoteTarget("later.done")
+
+
+class Touch(luigi.Task):
+    """A plain task that does next to nothing."""
+
+    number = luigi.IntParameter()
+    folder = luigi.Parameter()
+
+    def run(self) -> None:
+        """Leave a mark."""
+        self.output().open("w").close()
+
+    def output(self) -> luigi.LocalTarget:
+        """The mark."""
+        return luigi.LocalTarget(f"{self.folder}/touched.{self.number}")
+
+
+class Touches(luigi.WrapperTask):
+    """``count`` of them."""
+
+    count = luigi.IntParameter()
+    folder = luigi.Parameter()
+
+    def requires(self) -> list[Any]:
+        """All."""
+        return [Touch(number=i, folder=self.folder) for i in range(self.count)]  # type: ignore[no-untyped-call]  # Luigi is untyped
+
+
+class Asking(luigi.Task):
+    """Asks for one task after the other while it runs."""
+
+    count = luigi.IntParameter()
+    folder = luigi.Parameter()
+
+    def run(self) -> Iterator[Any]:
+        """Ask, and say how often this was begun."""
+        with Path(f"{self.folder}/begun").open("a") as begun:
+            begun.write(".")
+        for number in range(self.count):
+            yield Touch(number=number, folder=self.folder)  # type: ignore[no-untyped-call]  # Luigi is untyped
+        self.output().open("w").close()
+
+    def output(self) -> luigi.LocalTarget:
+        """A mark that it had everything."""
+        return luigi.LocalTarget(f"{self.folder}/asked")
