@@ -19,7 +19,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="the same seed makes the same choices")
     parser.add_argument("--only-engine", action="store_true", help="no service, no local jobs, not every named point")
     parser.add_argument("--sites", type=int, default=2, help="clusters that are broken at once, each with its agents")
-    parser.add_argument("--limit", type=float, default=540.0, help="seconds after which the storm ends in any case")
+    parser.add_argument("--limit", type=float, default=570.0, help="seconds after which the storm ends in any case")
     parser.add_argument("--slowest", type=float, default=60.0, help="seconds for which slurmctld is once stopped")
     parser.add_argument("--out", type=Path, default=_OUT, help="where the result is written")
     parser.add_argument("--keep", type=Path, help="folder to which ledger, tally and logs are copied at the end")

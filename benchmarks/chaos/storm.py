@@ -112,13 +112,15 @@ class Storm:
             self.complaints.append(f"an agent ended by itself with code {code}")
 
     def _provoke(self, names: list[str]) -> None:
+        kinds: list[Kind] = []
         for name in names:
             orders, kind = _PROVOKED.get(name.rpartition(".")[0], ((), None))
             if self._cluster is not None:
                 for what in orders:
                     self._cluster.shims.order("sbatch", what)
             if kind is not None:
-                self._workload.next(kind)
+                kinds.append(kind)
+        self._workload.next(kinds)
 
     def _here(self) -> SlurmSite:
         """The site as one with a cluster: what breaks that is chosen nowhere else."""

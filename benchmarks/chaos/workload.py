@@ -107,9 +107,9 @@ class Workload:
         if self._thread.is_alive():
             self.unanswered = "the last request was never answered"
 
-    def next(self, kind: Kind) -> None:
-        """Let the next jobs be of this kind: something waits for them."""
-        self._wanted.append(kind)
+    def next(self, kinds: list[Kind]) -> None:
+        """Let the next jobs be of these kinds: something waits for them."""
+        self._wanted = kinds
 
     def _loop(self) -> None:
         while not self._stopping.is_set():
@@ -124,13 +124,14 @@ class Workload:
         keys = [spec.key for spec in specs]
         self._until_answered(lambda: self._agent.submit(specs))
         if kind == "cancelled":
-            self._stopping.wait(self._chance.uniform(0.0, 2.0))
+            self._stopping.wait(self._chance.choice([0.0, 0.3, 1.0, 2.0, 4.0]))
             self._until_answered(lambda: self._agent.cancel(keys))
         elif kind == "throttled":
             self._until_answered(lambda: self._agent.throttle(keys, 2))
         elif kind == "released":
-            self._stopping.wait(self._chance.uniform(0.5, 3.0))  # an allocation is made after its steps were wanted
-            self._until_answered(self._agent.release)
+            for _ in range(6):  # an allocation is made some time after its steps were wanted
+                self._stopping.wait(self._chance.uniform(0.2, 1.0))
+                self._until_answered(self._agent.release)
 
     def _until_answered(self, call: Callable[[], object]) -> None:
         """A caller that crashes or is refused asks again, as a head does."""
@@ -154,7 +155,8 @@ class Workload:
             "steps": 3,
             "released": 1,
         }
-        kind = self._wanted.pop(0) if self._wanted else self._chance.choices(*zip(*weights.items(), strict=True))[0]
+        wanted, self._wanted = self._wanted, self._wanted[1:]
+        kind = wanted[0] if wanted else self._chance.choices(*zip(*weights.items(), strict=True))[0]
         size = self._chance.choice([1, 1, 1, 2, 3, 6])
         allocation = None
         if kind == "throttled":
