@@ -82,7 +82,7 @@ class Sessions(Protocol):
         ...
 
 
-def caller(request: Request) -> Caller:
+async def caller(request: Request) -> Caller:
     """Dependency: who is calling. Without the gate in front there is nobody, and the request is refused."""
     found = request.scope.get("bbpwf.caller")
     if not isinstance(found, Caller):
