@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match, Route
 
 from bbpwf import errors
 from bbpwf.errors import BbpwfError
@@ -71,6 +72,12 @@ def answer_error(path: str, error: BbpwfError, redactor: Redactor) -> Response:
     return answer(path, status, redactor.mask(str(error)), kind=type(error).__name__, headers=headers)
 
 
+def _methods(request: Request) -> set[str]:
+    """What may be asked of the path of a request."""
+    routes = (route for route in request.app.routes if isinstance(route, Route))
+    return set().union(*(route.methods or () for route in routes if route.matches(request.scope)[0] is not Match.NONE))
+
+
 def install(app: FastAPI, redactor: Redactor, failed: Callable[[str], None] = lambda _: None) -> None:
     """Answer every error that leaves a route of ``app``; ``failed`` hears of its kind."""
 
@@ -89,7 +96,9 @@ def install(app: FastAPI, redactor: Redactor, failed: Callable[[str], None] = la
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:
         detail = f"there is nothing at {request.url.path}" if error.status_code == 404 else str(error.detail)
-        headers = dict(error.headers) if error.headers else None
+        headers = dict(error.headers) if error.headers else {}
+        if error.status_code == 405:  # each route knows its own method alone
+            headers["Allow"] = ", ".join(sorted(_methods(request)))
         return answer(request.url.path, error.status_code, redactor.mask(detail), headers=headers)
 
     @app.exception_handler(Exception)

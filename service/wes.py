@@ -5,6 +5,7 @@ Optional fields that have no value are absent rather than null. Times are UTC, `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -34,6 +35,8 @@ OFFERED = {WORKFLOW_TYPE: LUIGI_VERSION, "PY": "3"}
 """Types and their versions. ``PY``, a Python module with tasks, is what WES clients call a file of that kind."""
 DEFAULT_PAGE = 20
 _ATTACHMENT = "workflow_attachment"
+_PROXY = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}\Z", re.ASCII)
+"""A caller's own machine, which ``bbpwf proxy`` names: links that leave it would lack the caller's token."""
 _TEXTS = frozenset(
     {
         "workflow_params",
@@ -62,6 +65,8 @@ class Wes:
 
     def base(self, request: Request) -> str:
         """URL of the service as this client reaches it, without a slash at the end."""
+        if proxy := _PROXY.match(request.headers.get("bbpwf-proxy", "")):
+            return f"http://{proxy[0]}"
         return (self.settings.service.public_url or str(request.base_url)).rstrip("/")
 
 

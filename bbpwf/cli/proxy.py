@@ -51,7 +51,9 @@ _HOP = frozenset(
         "expect",
     }
 )
-_OURS = frozenset({"authorization", "cookie", "virtual-lab-id", "project-id"})
+PROXY_HEADER = "bbpwf-proxy"
+"""Tells the service under which name and port the caller reaches it, so that links in its answers lead here."""
+_OURS = frozenset({"authorization", "cookie", "virtual-lab-id", "project-id", PROXY_HEADER})
 """Request headers that are ours to say, whatever the client says."""
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0, read=None)  # event streams may be silent for long
 _FRIENDS = 1024
@@ -136,6 +138,7 @@ class Proxy:
         url = httpx.URL(self._url + path.decode("latin-1") + (f"?{query.decode('latin-1')}" if query else ""))
         sent = [(k, v) for k, v in headers.items() if k not in _HOP | _OURS and k not in _named(headers)]
         sent += [("authorization", f"Bearer {token.get_secret_value()}"), *self._project.items()]
+        sent.append((PROXY_HEADER, headers["host"]))
         has_body = "content-length" in headers or "transfer-encoding" in headers
         question = self._client.build_request(
             scope["method"], url, headers=sent, content=_body(receive) if has_body else None

@@ -18,6 +18,7 @@ from service.launches import workflow_url
         ("a.b.C", "a.b:C"),
         ("a.py:B", "a:B"),
         ("x/a.py:B", "x.a:B"),
+        ("x/a.py", "x.a"),
     ],
 )
 def test_ways_to_write_it(given: str, found: str) -> None:
@@ -29,8 +30,6 @@ def test_ways_to_write_it(given: str, found: str) -> None:
     [
         "",
         "a",
-        "a.py",
-        "x/a.py",
         "../a.py:B",
         "/a.py:B",
         "a:B:C",
