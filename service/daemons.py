@@ -167,7 +167,6 @@ def scheduler_daemon(port: int, *, env: Mapping[str, str], state: Path, redactor
     """Luigi's scheduler on a loopback port. Its state file only spares the dashboard a blank page after a restart."""
     folder = state / "scheduler"
     lock, log = state / "locks" / "scheduler", state / "log" / "scheduler.log"
-    command = "from luigi.cmdline import luigid; luigid()"
     argv = [
         sys.executable,
         "-P",
@@ -177,8 +176,9 @@ def scheduler_daemon(port: int, *, env: Mapping[str, str], state: Path, redactor
         str(os.getpid()),
         "--",
         sys.executable,
-        "-c",
-        command,
+        "-P",
+        "-m",
+        "bbpwf.workflow.luigid",
     ]
     argv += ["--address", "127.0.0.1", "--port", str(port), "--state-path", str(folder / "state.pickle")]
 

@@ -130,8 +130,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 @pytest.fixture
 def luigid(tmp_path: Path) -> Iterator[str]:
     (port,) = free_ports(1)
-    script = "from luigi.cmdline import luigid; luigid()"
-    argv = (sys.executable, "-c", script, "--address", "127.0.0.1", "--port", str(port))
+    argv = (sys.executable, "-m", "bbpwf.workflow.luigid", "--address", "127.0.0.1", "--port", str(port))
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     running = start(
         Process(

@@ -6,10 +6,10 @@ import inspect
 from typing import Any
 
 import luigi
-from luigi import worker
+from luigi import server, worker
 from luigi.configuration.cfg_parser import LuigiConfigParser
 from luigi.rpc import RemoteScheduler
-from luigi.scheduler import RPC_METHODS, Scheduler
+from luigi.scheduler import RPC_METHODS, Scheduler, SimpleTaskState
 from luigi.task_register import Register
 
 from bbpwf.workflow import process
@@ -127,6 +127,23 @@ def test_every_call_with_a_task_id_is_translated_for_a_shared_scheduler() -> Non
     assert asked_by_workers <= set(vars(RunScheduler)), "the dashboard asks the others, with the ids it was shown"
     assert asked_by_workers >= {"add_task", "get_work", "set_task_status_message"}
     assert hasattr(RemoteScheduler, "ping")
+
+
+def test_the_scheduler_is_made_and_changed_where_ours_steps_in() -> None:
+    assert "scheduler = Scheduler()" in _source(server.run)
+    assert "self._state = SimpleTaskState(self._config.state_path)" in _source(Scheduler.__init__)
+    assert "self._make_task = functools.partial(Task" in _source(Scheduler.__init__)
+    used = {
+        "get_task": ["self", "task_id", "default", "setdefault"],
+        "set_status": ["self", "task", "new_status", "config"],
+        "inactivate_tasks": ["self", "delete_tasks"],
+        "inactivate_workers": ["self", "delete_workers"],
+        "_remove_workers_from_tasks": ["self", "workers", "remove_stakeholders"],
+        "get_batch_running_tasks": ["self", "batch_id"],
+    }
+    assert {name: _parameters(getattr(SimpleTaskState, name)) for name in used} == used
+    assert _parameters(Scheduler.get_work) == [*("self", "host", "assistant", "current_tasks", "worker", "kwargs")]
+    assert _parameters(Scheduler._update_priority) == ["self", "task", "prio", "worker"]
 
 
 def test_configuration_and_registry_are_where_they_are_looked_for() -> None:
