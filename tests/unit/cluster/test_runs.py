@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from bbpwf.clock import SystemClock
 from bbpwf.cluster import migrating
 from bbpwf.cluster.database import Database, open_database
 from bbpwf.cluster.jobs import JobSpec, TaskReport, job_key
@@ -184,3 +186,19 @@ def test_a_new_database_is_what_migrations_would_make(tmp_path: Path) -> None:
             found.append(connection.exec_driver_sql("SELECT version_num FROM alembic_version").all())
         engine.dispose()
     assert found[:2] == found[2:]
+
+
+def test_launches_at_one_moment_are_each_made_once(database: Database) -> None:
+    store = RunStore(database, SystemClock())
+    request = RunRequest(workflow_url="m:T", tags={"of": "crowd"})
+
+    def launch(number: int) -> str:
+        return store.create(request, Owner(sub="s"), "same" if number % 2 else "").run_id
+
+    with ThreadPoolExecutor(16) as pool:
+        made = list(pool.map(launch, range(64)))
+    assert len(set(made[1::2])) == 1
+    assert len(set(made[0::2])) == 32
+    listed, _ = store.summaries(100)
+    assert {run.run_id for run in listed} == set(made)
+    assert all(run.tags == {"of": "crowd"} for run in listed)
