@@ -174,7 +174,10 @@ def test_redirects_stay_here_and_cookies_do_not_come_through() -> None:
     assert headers["location"] == "/dashboard/?x=1"
     assert "set-cookie" not in headers
     elsewhere = {"location": "http://service:11/x"}
-    assert ask(Upstream(httpx.Response(302, headers=elsewhere, stream=Pieces())), OWN)[1]["location"] == "http://service:11/x"
+    assert (
+        ask(Upstream(httpx.Response(302, headers=elsewhere, stream=Pieces())), OWN)[1]["location"]
+        == "http://service:11/x"
+    )
 
 
 def test_a_service_that_is_not_there_is_told() -> None:
