@@ -59,12 +59,13 @@ _COLUMNS = (
 COUNTERS = ("infrastructure_retries", "retries", "escalations")
 _OF_JOB = [jobs.c.key, *(jobs.c[name] for name in _COLUMNS)]
 _READ = sa.select(*_OF_JOB).where(jobs.c.key.in_(sa.bindparam("keys", expanding=True)))
-_PLACE = sa.tuple_(batch_jobs.c.batch_id, batch_jobs.c.position)
 _READ_PLACES = (
     sa.select(batch_jobs.c.batch_id.label("of"), batch_jobs.c.position, batch_jobs.c.attempt.label("base"), *_OF_JOB)
     .join_from(batch_jobs, jobs, batch_jobs.c.job_key == jobs.c.key)
-    .where(_PLACE.in_(sa.bindparam("places", expanding=True)))
+    .where(batch_jobs.c.batch_id.in_(sa.bindparam("batches", expanding=True)))
+    .where(batch_jobs.c.position.in_(sa.bindparam("positions", expanding=True)))
 )
+"""Not by pairs of both: for those, SQLite reads all of the table."""
 
 _FRESH: dict[str, Any] = {
     "scheduler_id": "",
@@ -115,13 +116,15 @@ class Changes:
 
     def load_places(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], tuple[Job, int]]:
         """Of elements of submissions (batch id, position): the job, and the attempt the submission was made for."""
-        wanted = list(set(places))
+        wanted = sorted(set(places))  # so that those of a large array are asked for together
         found: dict[tuple[str, int], tuple[Job, int]] = {}
         for start in range(0, len(wanted), PIECE):
-            for row in self._db.execute(_READ_PLACES, {"places": wanted[start : start + PIECE]}).mappings():
-                job = dict(row)
-                place, base = (job.pop("of"), job.pop("position")), job.pop("base")
-                found[place] = self._jobs.setdefault(job["key"], job), base
+            piece = set(wanted[start : start + PIECE])
+            values = {"batches": list({batch for batch, _ in piece}), "positions": list({each for _, each in piece})}
+            for row in self._db.execute(_READ_PLACES, values).mappings():
+                if (place := (row["of"], row["position"])) in piece:
+                    job = {name: row[name] for name in ("key", *_COLUMNS)}
+                    found[place] = self._jobs.setdefault(job["key"], job), row["base"]
         return found
 
     def set(self, job: Job, *, visible: bool = True, **values: Any) -> None:
