@@ -159,6 +159,33 @@ class ServiceSettings(_Section):
     secure_cookies: bool = Field(True, description="Mark session cookies Secure; off only for plain HTTP on loopback.")
 
 
+class OutboundSettings(_Section):
+    """What this service asks of other hosts because a user said so: workflows by URL, webhooks."""
+
+    hosts: tuple[str, ...] = Field((), description="Hosts that may be asked, as `host` (port 443) or `host:port`.")
+    private_networks: tuple[str, ...] = Field(
+        (), description="Private networks (CIDR) that listed hosts may be in; otherwise none may."
+    )
+    ca_file: Path | None = Field(None, description="Certificates (PEM) of authorities to trust; the system's if unset.")
+    timeout_s: float = Field(10, gt=0, le=60, description="Limit for one request.")
+
+
+class NotifySettings(_Section):
+    """Telling others that a run ended, if its launch asked for it (`webhook`, `mail`)."""
+
+    webhook_key: SecretStr | None = Field(
+        None, min_length=16, description="Webhooks are signed with it (HMAC-SHA256); none are sent if unset."
+    )
+    smtp_host: str = Field("", description="Mail server; no mail is sent if empty.")
+    smtp_port: int = Field(587, ge=1, le=65535, description="Port of the mail server.")
+    smtp_starttls: bool = Field(True, description="Encrypt (STARTTLS) before anything is said.")
+    smtp_user: str = Field("", description="Login at the mail server, if it wants one.")
+    smtp_password: SecretStr | None = Field(None, description="Password of that login.")
+    smtp_timeout_s: float = Field(20, gt=0, le=120, description="Limit for each step of sending a mail.")
+    mail_from: str = Field("bbpwf@localhost", description="Sender of mails.")
+    mail_domains: tuple[str, ...] = Field((), description="Domains (lower case) that mail may be sent to.")
+
+
 class GatewaySettings(_Section):
     """The gateway in front of all instances of a deployment: `bbpwf gateway`, or its Lambdas."""
 
@@ -235,6 +262,8 @@ class Settings(BaseSettings):
     nexus: NexusSettings = NexusSettings()
     s3: S3Settings = S3Settings()
     service: ServiceSettings = ServiceSettings()
+    outbound: OutboundSettings = OutboundSettings()
+    notify: NotifySettings = NotifySettings()
     gateway: GatewaySettings = GatewaySettings()
 
     @classmethod

@@ -20,13 +20,14 @@ from bbpwf.cluster.control import AgentControl
 from bbpwf.cluster.database import Database, open_database
 from bbpwf.cluster.explanation import Explanations
 from bbpwf.cluster.figures import LedgerFigures
+from bbpwf.cluster.notices import NoticeStore
 from bbpwf.cluster.runs import RunStore
 from bbpwf.errors import Conflict, InvalidConfig, InvalidInput
 from bbpwf.platform.login import Login
 from bbpwf.platform.tokens import TokenVerifier
 from bbpwf.redact import Redactor
 from bbpwf.settings import Settings
-from service import browser, consent, dashboard, errors, explain, launch, runs, tasks, wes
+from service import browser, consent, dashboard, errors, explain, launch, openapi, runs, tasks, wes
 from service.access import BodyLimit, Gate
 from service.authority import ProjectAuthority
 from service.catalogue import Catalogue
@@ -38,6 +39,8 @@ from service.health import Readiness
 from service.launches import Launches
 from service.metrics import Measured, Metrics, Scraped
 from service.metrics import router as metrics_router
+from service.notices import Notices, Notifier
+from service.outbound import Outbound
 from service.ports import free_port
 from service.supervisor import Supervisor
 from service.underway import Surroundings
@@ -65,6 +68,7 @@ class Instance:
     scheduler_url: str
     readiness: Readiness
     metrics: Metrics
+    notifier: Notifier
     held: list[Lock] = field(default_factory=list)
     scraped: list[Scraped] = field(default_factory=list)
 
@@ -153,6 +157,7 @@ def create_app(
     explanations = Explanations(instance.database)
     app.include_router(explain.router(instance.store, explanations, instance.control, instance.redactor))
     app.include_router(dashboard.router(luigi))
+    openapi.install(app)
     app.state.instance = instance
     return app
 
@@ -162,11 +167,19 @@ def _build(
 ) -> Instance:
     state = settings.state
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for secret in (settings.oidc.client_secret, *settings.oidc.offline_keys):
+    notify = settings.notify
+    for secret in (
+        settings.oidc.client_secret,
+        *settings.oidc.offline_keys,
+        notify.webhook_key,
+        notify.smtp_password,
+    ):
         if secret is not None:
             redactor.add(secret.get_secret_value())
     database = open_database(settings.database)
-    store = RunStore(database, clock)
+    outbound = Outbound(settings.outbound)
+    notices = Notices(notify, outbound)
+    store = RunStore(database, clock, notices.targets)
     uploads = Uploads(state / "uploads", largest=settings.service.max_upload_mb * 1024 * 1024)
     catalogue = Catalogue(settings, uploads, clock)
     control = AgentControl(state / "agent.sock")
@@ -192,7 +205,7 @@ def _build(
             public_url=settings.service.public_url or f"http://{settings.service.host}:{settings.service.port}",
         )
     )
-    launches = Launches(store, uploads, catalogue, supervisor, folder_of)
+    launches = Launches(store, uploads, catalogue, supervisor, folder_of, notices, outbound)
     readiness = Readiness(settings, store, control, supervisor, clock)
     return Instance(
         settings,
@@ -209,6 +222,7 @@ def _build(
         scheduler_url,
         readiness,
         Metrics(store, LedgerFigures(database, clock), readiness),
+        Notifier(notify, outbound, store, NoticeStore(database, clock), redactor, clock),
     )
 
 
@@ -238,6 +252,7 @@ def _begin(instance: Instance) -> None:
             instance.folder_of(run.run_id).attach(run)
     instance.uploads.forget(older_than=KEPT_S)
     instance.supervisor.start()
+    instance.notifier.start()
     if port := instance.settings.service.metrics_port:
         instance.scraped.append(Scraped(instance.metrics, instance.settings.service.metrics_host, port))
 
@@ -246,6 +261,7 @@ def _end(instance: Instance) -> None:
     while instance.scraped:
         instance.scraped.pop().close()
     instance.supervisor.stop()
+    instance.notifier.stop()
     instance.database.close()
     while instance.held:
         instance.held.pop().close()

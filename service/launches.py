@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
@@ -12,15 +13,21 @@ from bbpwf.states import RunState
 from service.access import Caller, require_power
 from service.catalogue import Catalogue
 from service.heads import RunFolder, workers_of
+from service.notices import Notices
+from service.outbound import Outbound
 from service.supervisor import Supervisor
 from service.uploads import Uploads
 
-ENGINE_PARAMETERS = frozenset({"config", "workers"})
-"""What may be said in ``workflow_engine_parameters``: an attached Luigi ``.cfg``; plain tasks at once."""
+ENGINE_PARAMETERS = frozenset({"config", "workers", "webhook", "mail"})
+"""What may be said in ``workflow_engine_parameters``: an attached Luigi ``.cfg``; plain tasks at once; who is to be
+told of the run's end."""
+MAX_FETCHED = 1024 * 1024
+"""Most bytes of a module that is given by its URL."""
 
 _MODULE = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*"
 _URL = re.compile(rf"({_MODULE})[:.]([A-Za-z_][A-Za-z0-9_]*)\Z")
 _FILE = re.compile(r"((?:[A-Za-z_][A-Za-z0-9_]*/)*[A-Za-z_][A-Za-z0-9_]*)\.py(?::([A-Za-z_][A-Za-z0-9_]*))?\Z")
+_FETCHED = re.compile(r"([A-Za-z_][A-Za-z0-9_]*\.py)\Z")
 _LONGEST_KEY = 200
 
 
@@ -51,12 +58,16 @@ class Launches:
         catalogue: Catalogue,
         supervisor: Supervisor,
         folder_of: Callable[[str], RunFolder],
+        notices: Notices,
+        outbound: Outbound,
     ) -> None:
         self._store = store
         self._uploads = uploads
         self._catalogue = catalogue
         self._supervisor = supervisor
         self._folder_of = folder_of
+        self._notices = notices
+        self._outbound = outbound
 
     def accept(
         self,
@@ -72,7 +83,7 @@ class Launches:
         """The queued run; or the one that this caller already launched with this key.
 
         Args:
-            url: names the task, see :func:`workflow_url`.
+            url: names the task, see :func:`workflow_url`; or an https URL of a module, with ``#Task`` for one of its.
             files: attachments, by the names they were sent under.
             caller: becomes the owner.
             idempotency_key: makes a repetition of the same launch answer the same run.
@@ -83,6 +94,7 @@ class Launches:
         Raises:
             InvalidInput: whatever is wrong with it, by name.
             Conflict: the key was used for another launch.
+            Unreachable: the URL's host does not answer.
         """
         if len(idempotency_key) > _LONGEST_KEY or not idempotency_key.isprintable():
             raise InvalidInput(f"an Idempotency-Key is at most {_LONGEST_KEY} printable characters")
@@ -93,6 +105,10 @@ class Launches:
                 hint=f"There are: {', '.join(sorted(ENGINE_PARAMETERS))}.",
             )
         workers_of(engine)
+        self._notices.check(engine)
+        if "://" in url:
+            url, module = self._fetch(url)
+            files = [*files, module]
         url = workflow_url(url)
         attachments = self._uploads.keep(files)
         if ":" not in url:
@@ -113,6 +129,16 @@ class Launches:
             self._folder_of(run.run_id).attach(run)
         self._supervisor.launched(run.run_id, caller.token)
         return run
+
+    def _fetch(self, url: str) -> tuple[str, tuple[str, BinaryIO]]:
+        """What a URL names, as if the module had been attached."""
+        place, _, task = url.partition("#")
+        parts = self._outbound.check(place)
+        name = _FETCHED.match(parts.path.rpartition("/")[2])
+        if name is None:
+            raise InvalidInput("the URL of a workflow ends with the name of a module, <module>.py, and maybe #<Task>")
+        content = self._outbound.get(place, most=MAX_FETCHED)
+        return f"{name[1]}:{task}" if task else name[1], (name[1], io.BytesIO(content))
 
     def cancel(self, run_id: str, caller: Caller) -> RunRecord:
         """Have the run canceled; one that ended stays as it is. Raises NotFound, NotAuthorized."""

@@ -29,7 +29,8 @@ T = TypeVar("T")
 
 LOG_PIECE = 1024 * 1024
 """Most bytes of a log in one answer; the next offset says where to go on."""
-MAX_OFFSET = 10**15
+MAX_OFFSET = 10**12
+"""Bytes. Beyond what some file systems can have, asking for more is an error of theirs."""
 MAX_THROTTLE = 1_000_000
 EVENT_EVERY_S = 1.0
 KEEPALIVE_EVERY = 15
@@ -37,7 +38,14 @@ KEEPALIVE_EVERY = 15
 _AGENT = (409, 502, 504)
 """What asking the agent may come to."""
 _LOG = text("The piece.") | {206: {"description": "The range.", "content": text("")[200]["content"]}}
-_RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})\Z")
+_EVENT = {"type": "object", "required": ["id", "event", "data"]} | {
+    "properties": {
+        "id": {"type": "string", "description": "For `Last-Event-ID`: holds over a restart of the service."},
+        "event": {"enum": ["run", "job"]},
+        "data": {"type": "string", "description": "JSON: the run, or the job."},
+    }
+}
+_RANGE = re.compile(r"bytes=([0-9]{1,12})-([0-9]{0,15})\Z")
 
 
 def router(store: RunStore, launches: Launches, control: AgentControl, redactor: Redactor, folders: Path) -> APIRouter:
@@ -136,7 +144,7 @@ def router(store: RunStore, launches: Launches, control: AgentControl, redactor:
 
     @routes.get(
         "/runs/{run_id}/events",
-        responses=text("A stream of events.", kind="text/event-stream"),
+        responses={200: {"description": "A stream of events.", "content": {"text/event-stream": {"schema": _EVENT}}}},
         response_class=StreamingResponse,
     )
     async def events(

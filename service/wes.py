@@ -81,7 +81,7 @@ def router(wes: Wes) -> APIRouter:
         counts = await looked_up(store, store.counts)
         return ready(_service_info(wes, wes.base(request), counts))
 
-    @routes.post("/runs", openapi_extra=_RUN_FORM, responses=may(409, 413))
+    @routes.post("/runs", openapi_extra=_RUN_FORM, responses=may(409, 413, 502))
     async def run_workflow(
         request: Request,
         who: Annotated[Caller, Depends(caller)],
@@ -272,6 +272,8 @@ def _service_info(wes: Wes, base: str, counts: Mapping[RunState, int]) -> Body:
         "default_workflow_engine_parameters": [
             {"name": "workers", "type": "int", "default_value": str(DEFAULT_WORKERS)},
             {"name": "config", "type": "string", "default_value": ""},
+            {"name": "webhook", "type": "string", "default_value": ""},
+            {"name": "mail", "type": "string", "default_value": ""},
         ],
         "system_state_counts": {state.value: count for state, count in counts.items()},
         "auth_instructions_url": f"{base}/auth/login",

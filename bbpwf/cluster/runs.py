@@ -6,7 +6,7 @@ a finished run that did not complete may be *resumed*, which starts its next inc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,6 +17,7 @@ from bbpwf.cluster.changes import select_in
 from bbpwf.cluster.creations import Creations
 from bbpwf.cluster.database import Database
 from bbpwf.cluster.jobs import JobView, TaskReport
+from bbpwf.cluster.notices import record
 from bbpwf.cluster.records import (
     TASK_STATES,
     Owner,
@@ -41,10 +42,19 @@ MAX_PAGE = 1000
 
 
 class RunStore:
-    """The runs of one instance. Safe to use from several processes at once."""
+    """The runs of one instance. Safe to use from several processes at once.
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    Args:
+        database: where they are.
+        clock: dates them.
+        notified: who is to hear of the end of a run that was asked for so; see :mod:`bbpwf.cluster.notices`.
+    """
+
+    def __init__(
+        self, database: Database, clock: Clock, notified: Callable[[RunRequest], Iterable[str]] = lambda _: ()
+    ) -> None:
         self._db = database
+        self._notified = notified
         self._clock = clock
         self.embedded = database.embedded
         """Whether an event loop may call :meth:`state`, :meth:`summaries` and :meth:`counts` itself."""
@@ -141,6 +151,8 @@ class RunStore:
                 values["outcome"] = dict(outcome)
             db.execute(runs.update().where(runs.c.run_id == run_id).values(**values))
             moved = run_record(self._row(db, run_id))
+            if state.terminal and present is not state:
+                record(db, run_id, moved.incarnation, state.value, self._notified(moved.request), now)
             faults.point("runs.move.before")
         faults.point("runs.move.after")
         return moved

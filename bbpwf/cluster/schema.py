@@ -65,6 +65,20 @@ run_tags = sa.Table(
     sa.Column("value", sa.Text, nullable=False),
 )
 
+notices = sa.Table(
+    "notices",
+    metadata,
+    sa.Column("run_id", sa.String(64), primary_key=True),
+    sa.Column("incarnation", sa.Integer, primary_key=True),
+    sa.Column("target", sa.String(2100), primary_key=True),
+    sa.Column("state", sa.String(20), nullable=False),
+    sa.Column("tries", sa.Integer, nullable=False, default=0),
+    sa.Column("due_at", sa.Float, index=True),
+    sa.Column("told_at", sa.Float),
+    sa.Column("reason", sa.Text, nullable=False, default=""),
+)
+"""Who is to hear of a run's end, and when the next try is due: see :mod:`bbpwf.cluster.notices`."""
+
 tasks = sa.Table(
     "tasks",
     metadata,

@@ -97,6 +97,21 @@ def upgrade() -> None:
         batch_op.create_index("ix_jobs_run_version", ["run_id", "version"], unique=False)
 
     op.create_table(
+        "notices",
+        sa.Column("run_id", sa.String(length=64), nullable=False),
+        sa.Column("incarnation", sa.Integer(), nullable=False),
+        sa.Column("target", sa.String(length=2100), nullable=False),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("tries", sa.Integer(), nullable=False),
+        sa.Column("due_at", sa.Float(), nullable=True),
+        sa.Column("told_at", sa.Float(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("run_id", "incarnation", "target", name=op.f("pk_notices")),
+    )
+    with op.batch_alter_table("notices", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_notices_due_at"), ["due_at"], unique=False)
+
+    op.create_table(
         "run_tags",
         sa.Column("run_id", sa.String(length=64), nullable=False),
         sa.Column("name", sa.String(length=255), nullable=False),
@@ -172,6 +187,10 @@ def downgrade() -> None:
 
     op.drop_table("runs")
     op.drop_table("run_tags")
+    with op.batch_alter_table("notices", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_notices_due_at"))
+
+    op.drop_table("notices")
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.drop_index("ix_jobs_run_version")
         batch_op.drop_index("ix_jobs_run_task")
