@@ -112,6 +112,9 @@ class Notifier:
         for notice in self._notices.due():
             if self._stopping.is_set():
                 return
+            if notice.tries >= TRIES:  # the service was killed during the last
+                self._notices.failed(notice, "the last try was cut short", for_good=True)
+                continue
             wait = min(FIRST_WAIT_S * 2**notice.tries, LONGEST_WAIT_S)
             if not self._notices.begin(notice, wait):  # somebody else took it
                 continue
