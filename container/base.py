@@ -33,8 +33,11 @@ def archive(cache: Path) -> Path:
         return kept
     cache.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="base-", dir=cache))
+    root, draft = work / "root", work / "draft.tar"
+    root.mkdir()
+    # in memory: unpacking packages waits for the disk far longer than it works
+    _run("mount", "-t", "tmpfs", "-o", "size=2g,mode=0755", "tmpfs", str(root))
     try:
-        root, draft = work / "root", work / "draft.tar"
         included = f"--include={','.join(PACKAGES)}"
         _run("debootstrap", "--variant=minbase", included, SUITE, str(root), _sources()[0][0])
         _upgrade(root)
@@ -60,6 +63,7 @@ def archive(cache: Path) -> Path:
         subprocess.run(packing, check=True, timeout=300)
         draft.replace(kept)
     finally:
+        _run("umount", "--lazy", str(root))
         shutil.rmtree(work)
     return kept
 
