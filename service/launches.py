@@ -107,7 +107,10 @@ class Launches:
         workers_of(engine)
         self._notices.check(engine)
         if "://" in url:
-            url, module = self._fetch(url)
+            try:
+                url, module = self._fetch(url)
+            except InvalidInput as error:
+                raise InvalidInput(f"workflow_url: {error.message}", hint=error.hint) from error
             files = [*files, module]
         url = workflow_url(url)
         attachments = self._uploads.keep(files)

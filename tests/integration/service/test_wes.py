@@ -91,7 +91,10 @@ def test_service_info_has_true_counts_and_what_the_standard_requires(service: Se
     before = service.ask("GET", "/ga4gh/wes/v1/service-info").json()
     assert before["type"] == {"group": "org.ga4gh", "artifact": "wes", "version": "1.1.0"}
     assert set(before["system_state_counts"]) == {state.value for state in RunState}
-    assert before["workflow_type_versions"] == {"LUIGI": {"workflow_type_version": ["3.8"]}}
+    assert before["workflow_type_versions"] == {
+        "LUIGI": {"workflow_type_version": ["3.8"]},
+        "PY": {"workflow_type_version": ["3"]},
+    }
     assert before["workflow_engine_versions"] == {"bbpwf": {"workflow_engine_version": [bbpwf.__version__]}}
     run_id = post(service).json()["run_id"]
     service.ended(run_id)
@@ -110,7 +113,7 @@ def test_service_info_has_true_counts_and_what_the_standard_requires(service: Se
         ({"workflow_type_version": None}, "workflow_type_version"),
         ({"workflow_url": None}, "workflow_url"),
         ({"workflow_url": "Hello"}, "Hello"),
-        ({"workflow_url": "greeting.py"}, "task"),
+        ({"workflow_url": "greeting.py"}, "greeting"),
         ({"workflow_url": "file:///etc/passwd"}, "workflow_url"),
         ({"workflow_url": "https://example.org/x.py"}, "workflow_url"),
         ({"workflow_url": "nowhere:Hello"}, "nowhere"),
