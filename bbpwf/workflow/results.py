@@ -40,7 +40,7 @@ class ResultQueue:
         self._bell, self._rope = os.pipe()
         os.set_blocking(self._bell, False)
         os.set_blocking(self._rope, False)
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()  # a signal handler may come upon its own thread in here
         self._closed = False
 
     def put(self, result: Result) -> None:
@@ -54,9 +54,10 @@ class ResultQueue:
 
     def wake(self) -> None:
         """End the present or next wait in :meth:`get` early. From any thread and from signal handlers."""
-        if not self._closed:
-            with contextlib.suppress(BlockingIOError):  # a full pipe wakes just as well
-                os.write(self._rope, b".")
+        with self._guard:  # what is closed meanwhile may be another file by the time that it is written to
+            if not self._closed:
+                with contextlib.suppress(BlockingIOError):  # a full pipe wakes just as well
+                    os.write(self._rope, b".")
 
     def ready(self) -> bool:
         """Whether :meth:`get` would answer without waiting."""
@@ -97,7 +98,7 @@ class ResultQueue:
             if self._closed:
                 return
             self._closed = True
-        self._reader.close()
-        self._writer.close()
-        os.close(self._bell)
-        os.close(self._rope)
+            self._reader.close()
+            self._writer.close()
+            os.close(self._bell)
+            os.close(self._rope)
