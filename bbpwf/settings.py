@@ -146,6 +146,17 @@ class ServiceSettings(_Section):
         ("tasks.simulation",), description="Modules whose tasks the catalogue offers."
     )
     max_runs: int = Field(20, ge=1, description="Runs with a head process at once; more wait as QUEUED.")
+    max_runs_per_user: int = Field(10, ge=1, description="Of these, by one user.")
+    max_queued: int = Field(
+        1000, ge=1, description="Unfinished runs at once, waiting ones included; further launches get 429."
+    )
+    max_queued_per_user: int = Field(500, ge=1, description="Of these, by one user.")
+    idle_minutes: float = Field(
+        0,
+        ge=0,
+        description="The service ends itself after so long without a request, if no run is unfinished and no job, "
+        "archiving or cluster is under way; never if 0.",
+    )
     max_upload_mb: int = Field(64, ge=1, description="Largest launch request, all attachments together.")
     pass_keys: str = Field(
         "",
@@ -157,6 +168,38 @@ class ServiceSettings(_Section):
     )
     metrics_host: str = Field("127.0.0.1", description="Address that `metrics_port` is opened on.")
     secure_cookies: bool = Field(True, description="Mark session cookies Secure; off only for plain HTTP on loopback.")
+
+
+class HeadsSettings(_Section):
+    """Processes that run the code of users: heads, and those that look at modules before a launch."""
+
+    require_isolation: bool = Field(
+        False, description="Refuse to serve unless each of them gets a uid of its own (the image sets this)."
+    )
+    first_uid: int = Field(20_000, ge=1000, description="First of the uids that they get; no other user has these.")
+    uids: int = Field(40_000, ge=100, description="How many such uids there are.")
+    folder: Path | None = Field(
+        None,
+        description="Where they have their folders: on a disk of this machine, not on a network's. `heads` in "
+        "`state_dir` if unset.",
+    )
+    memory_mb: int = Field(8192, ge=512, description="Address space of one process.")
+    processes: int = Field(512, ge=32, description="Processes and threads of one run; needs a uid of its own.")
+    open_files: int = Field(4096, ge=64, description="Open files of one process.")
+    file_mb: int = Field(1024, ge=1, description="Largest file that they may write.")
+    folder_mb: int = Field(4096, ge=1, description="Most that a run may keep in its folder; beyond that it is ended.")
+    ports: tuple[int, ...] = Field(
+        (443,),
+        description="TCP ports that they may connect to, beside Luigi's scheduler and Nexus. With 80 among them, the "
+        "metadata of the cloud has to be kept from them by other means.",
+    )
+    read_paths: tuple[Path, ...] = Field((), description="Further files and folders that they may read.")
+    write_paths: tuple[Path, ...] = Field((), description="Further folders that they may write to.")
+    local_cluster: bool = Field(
+        False,
+        description="Let runs use this machine as the cluster `local`, too. Its jobs run as the agent's own user, who "
+        "can read the ledger.",
+    )
 
 
 class OutboundSettings(_Section):
@@ -262,6 +305,7 @@ class Settings(BaseSettings):
     nexus: NexusSettings = NexusSettings()
     s3: S3Settings = S3Settings()
     service: ServiceSettings = ServiceSettings()
+    heads: HeadsSettings = HeadsSettings()
     outbound: OutboundSettings = OutboundSettings()
     notify: NotifySettings = NotifySettings()
     gateway: GatewaySettings = GatewaySettings()

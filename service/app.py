@@ -32,6 +32,7 @@ from service.access import BodyLimit, Gate
 from service.authority import ProjectAuthority
 from service.catalogue import Catalogue
 from service.children import Lock
+from service.containment import Containment
 from service.daemons import agent_daemon, scheduler_daemon
 from service.gateway.passes import PassChecker
 from service.heads import RunFolder
@@ -65,6 +66,7 @@ class Instance:
     supervisor: Supervisor
     launches: Launches
     folder_of: Callable[[str], RunFolder]
+    containment: Containment
     scheduler_url: str
     readiness: Readiness
     metrics: Metrics
@@ -181,13 +183,14 @@ def _build(
     notices = Notices(notify, outbound)
     store = RunStore(database, clock, notices.targets)
     uploads = Uploads(state / "uploads", largest=settings.service.max_upload_mb * 1024 * 1024)
-    catalogue = Catalogue(settings, uploads, clock)
+    port = settings.service.scheduler_port or free_port()
+    containment = Containment(settings, port)
+    catalogue = Catalogue(settings, uploads, containment, clock)
     control = AgentControl(state / "agent.sock")
 
     def folder_of(run_id: str) -> RunFolder:
-        return RunFolder(settings, uploads, run_id)
+        return RunFolder(settings, uploads, containment, run_id)
 
-    port = settings.service.scheduler_port or free_port()
     scheduler_url = f"http://127.0.0.1:{port}"
     plain_env = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "HOME": str(state)}
     supervisor = Supervisor(
@@ -219,6 +222,7 @@ def _build(
         supervisor,
         launches,
         folder_of,
+        containment,
         scheduler_url,
         readiness,
         Metrics(store, LedgerFigures(database, clock), readiness),
@@ -227,10 +231,11 @@ def _build(
 
 
 def hold(instance: Instance) -> None:
-    """Claim the state folder for this process.
+    """Claim the state folder for this process, and find out how well user code can be contained.
 
     Raises:
         Conflict: another service runs on it.
+        InvalidConfig: user code cannot be contained as well as the settings require.
     """
     if instance.held:
         return
@@ -243,6 +248,7 @@ def hold(instance: Instance) -> None:
             where=str(instance.settings.state),
             hint="End it, or set BBPWF_STATE_DIR to another folder.",
         ) from None
+    instance.containment.prepare()
 
 
 def _begin(instance: Instance) -> None:

@@ -10,8 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +26,8 @@ from bbpwf.cluster.runs import Owner, RunRecord, RunRequest
 from bbpwf.errors import BbpwfError, InvalidInput
 from bbpwf.settings import Settings
 from bbpwf.states import RunState
-from service.heads import head_env, head_request
+from service.containment import Cell, Containment
+from service.heads import head_env, head_request, open_up
 from service.uploads import Uploads
 
 ASK_LIMIT_S = 30.0
@@ -44,9 +43,10 @@ _REMEMBERED = 512
 class Catalogue:
     """See the module. Calls block for as long as an import takes: use a worker thread."""
 
-    def __init__(self, settings: Settings, uploads: Uploads, clock: Clock) -> None:
+    def __init__(self, settings: Settings, uploads: Uploads, containment: Containment, clock: Clock) -> None:
         self._settings = settings
         self._uploads = uploads
+        self._containment = containment
         self._clock = clock
         self._slots = threading.BoundedSemaphore(AT_ONCE)
         self._lock = threading.Lock()
@@ -90,36 +90,35 @@ class Catalogue:
         Raises:
             InvalidInput: it cannot be imported, or does not say which of its tasks is meant.
         """
-        with self._unpacked(attachments) as (folder, attached):
+        with self._unpacked(attachments) as (cell, attached):
             at = ["--path", str(attached)] if attached else []
-            return str(self._ask(["main", *at, module], "", folder, attached)["name"])
+            return str(self._ask(["main", *at, module], "", cell, attached)["name"])
 
     def _look_at(self, request: RunRequest) -> dict[str, Any]:
-        with self._unpacked(request.attachments) as (folder, attachments):
+        with self._unpacked(request.attachments) as (cell, attachments):
             run = RunRecord(
                 run_id="check", state=RunState.QUEUED, request=request, owner=Owner(sub="check"), created_at=0.0
             )
             question = head_request(run, self._settings, attachments).model_dump_json()
-            return self._ask(["validate"], question, folder, attachments)
+            return self._ask(["validate"], question, cell, attachments)
 
     @contextlib.contextmanager
-    def _unpacked(self, recorded: Sequence[str]) -> Iterator[tuple[Path, Path | None]]:
-        """A scratch folder, and the one in it that has the attachments, if there are any."""
-        folder = Path(tempfile.mkdtemp(prefix="check-", dir=self._scratch()))
-        try:
-            attachments = folder / "attachments" if recorded else None
+    def _unpacked(self, recorded: Sequence[str]) -> Iterator[tuple[Cell, Path | None]]:
+        """A cell, and the folder in it that has the attachments, if there are any."""
+        with self._slots, self._containment.passing("check-") as cell:
+            attachments = cell.folder / "attachments" if recorded else None
             if attachments is not None:
                 self._uploads.copy_into(recorded, attachments)
-            yield folder, attachments
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+                open_up(attachments)
+            yield cell, attachments
 
     def tasks(self) -> dict[str, Any]:
         """``{"tasks": [...], "errors": [...]}``: what the instance offers, and modules that cannot be imported."""
         with self._listing:
             if self._listed is not None and self._clock.monotonic() - self._listed[0] < LIST_FRESH_S:
                 return self._listed[1]
-            found = self._ask(["list", *self._paths(), *self._settings.service.task_modules], "", self._scratch(), None)
+            with self._unpacked(()) as (cell, _):
+                found = self._ask(["list", *self._paths(), *self._settings.service.task_modules], "", cell, None)
             self._listed = self._clock.monotonic(), found
             return found
 
@@ -128,20 +127,15 @@ class Catalogue:
         for each in self.tasks().get("tasks", []):
             if each.get("name") == name:
                 return dict(each)
-        return self._ask(["show", *self._paths(), name], "", self._scratch(), None)
+        with self._unpacked(()) as (cell, _):
+            return self._ask(["show", *self._paths(), name], "", cell, None)
 
     def _paths(self) -> list[str]:
         return [word for path in self._settings.service.workflows_path for word in ("--path", str(path))]
 
-    def _scratch(self) -> Path:
-        folder = self._settings.state / "catalogue"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return folder
-
-    def _ask(self, command: Sequence[str], question: str, folder: Path, attachments: Path | None) -> dict[str, Any]:
+    def _ask(self, command: Sequence[str], question: str, cell: Cell, attachments: Path | None) -> dict[str, Any]:
         argv = [sys.executable, "-P", "-m", "bbpwf.workflow.catalogue", *command]
-        with self._slots:
-            code, out, err = _contained(argv, question.encode(), head_env(folder, attachments), folder)
+        code, out, err = _contained(argv, question.encode(), head_env(cell, attachments), cell)
         try:
             answer = json.loads(out)
         except ValueError:
@@ -186,7 +180,7 @@ def _error(body: Any) -> BbpwfError:
     return kind(str(body.get("message", "the launch makes no sense")), hint=str(body.get("hint", "")))
 
 
-def _contained(argv: Sequence[str], question: bytes, env: dict[str, str], folder: Path) -> tuple[int, bytes, bytes]:
+def _contained(argv: Sequence[str], question: bytes, env: dict[str, str], cell: Cell) -> tuple[int, bytes, bytes]:
     """Run a process of user code with limits; its exit code, and what it wrote to stdout and stderr.
 
     Raises:
@@ -196,14 +190,17 @@ def _contained(argv: Sequence[str], question: bytes, env: dict[str, str], folder
         asked.write(question)
         asked.seek(0)
         process = subprocess.Popen(
-            argv, env=env, cwd=folder, stdin=asked, stdout=out, stderr=err, start_new_session=True
+            cell.limited(_LIMITS).command(argv),
+            env=env,
+            cwd=cell.work,
+            stdin=asked,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+            **cell.identity,
         )
         try:
-            for limit, most in _LIMITS.items():
-                resource.prlimit(process.pid, limit, (most, most))
             code = process.wait(ASK_LIMIT_S)
-        except ProcessLookupError:
-            code = process.wait()
         except subprocess.TimeoutExpired:
             raise InvalidInput(
                 f"looking at the task took longer than {ASK_LIMIT_S:.0f} s",
@@ -218,9 +215,4 @@ def _contained(argv: Sequence[str], question: bytes, env: dict[str, str], folder
         return code, out.read(ASK_OUTPUT), err.read(ASK_OUTPUT)
 
 
-_LIMITS = {
-    resource.RLIMIT_CPU: int(ASK_LIMIT_S),
-    resource.RLIMIT_AS: 4 * 1024 * 1024 * 1024,
-    resource.RLIMIT_FSIZE: 2 * ASK_OUTPUT,
-    resource.RLIMIT_CORE: 0,
-}
+_LIMITS = {"CPU": int(ASK_LIMIT_S), "AS": 4 * 1024 * 1024 * 1024, "FSIZE": 2 * ASK_OUTPUT, "NPROC": 64}

@@ -20,6 +20,7 @@ from typing import IO
 
 from bbpwf.errors import Conflict
 from bbpwf.redact import Redactor
+from service.containment import Cell
 
 _log = logging.getLogger(__name__)
 
@@ -41,22 +42,45 @@ class Lock:
             os.close(self.descriptor)
             raise Conflict("another process holds the lock", where=str(path)) from None
 
+    def note(self, pid: int) -> None:
+        """Write down for whom it is held: the descriptors of another user's process cannot be looked at."""
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, f"{pid} {_born(pid)}".encode(), 0)
+
     def close(self) -> None:
         """Give up our hold; children that inherited it keep theirs."""
         os.close(self.descriptor)
 
 
 def holders(path: Path) -> list[int]:
-    """Ids of the processes (of this user) that have the file open."""
+    """Ids of the processes that have a locked file open, however they call it, or for whom it was locked."""
+    try:
+        target, noted = path.stat(), path.read_text().split()
+    except OSError:
+        return []
     found: list[int] = []
-    target = str(path)
     for process in Path("/proc").iterdir():
         if not process.name.isdigit() or int(process.name) == os.getpid():
             continue
-        with contextlib.suppress(OSError):
-            if any(link.is_symlink() and str(link.readlink()) == target for link in (process / "fd").iterdir()):
-                found.append(int(process.name))
+        if noted == [process.name, _born(int(process.name))] or _has_open(process, target):
+            found.append(int(process.name))
     return found
+
+
+def _has_open(process: Path, target: os.stat_result) -> bool:
+    with contextlib.suppress(OSError):
+        for link in (process / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(link.stat(), target):
+                    return True
+    return False
+
+
+def _born(pid: int) -> str:
+    """When a process was started, in ticks since the machine was: no other process of its id has the same."""
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return "gone"
 
 
 class Child:
@@ -70,6 +94,7 @@ class Child:
         log: where its standard output and error go, masked and capped.
         lock: file that stays locked while the child or anything it forked lives.
         redactor: masks what it says.
+        cell: what it is kept in, if it runs code of users.
 
     Raises:
         Conflict: the lock is held: an earlier child is still there.
@@ -85,12 +110,13 @@ class Child:
         log: Path,
         lock: Path,
         redactor: Redactor,
+        cell: Cell | None = None,
     ) -> None:
         self.name = name
         held = Lock(lock)
         try:
             self._process = subprocess.Popen(
-                list(argv),
+                list(argv) if cell is None else cell.command(argv),
                 env=dict(env),
                 cwd=cwd,
                 stdin=subprocess.PIPE,
@@ -98,7 +124,9 @@ class Child:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 pass_fds=(held.descriptor,),
+                **({} if cell is None else cell.identity),
             )
+            held.note(self.pid)
         finally:
             held.close()
         self._pump = threading.Thread(

@@ -1,35 +1,44 @@
-"""A run's folder, and the head process that executes its graph.
+"""A run's folders, and the head process that executes its graph.
 
-``<state>/runs/<run id>/``: ``request.json``, ``attachments/``, ``agent.sock`` (made by the agent), ``head.log``,
-``outcome.json`` (written by the head at its end).
+``<state>/runs/<run id>/`` is ours: ``attachments/``, ``head.log``. ``<heads>/<run id>/`` is what the head gets to see
+(:mod:`service.containment`): ``request.json``, a copy of ``attachments/``, ``agent.sock`` (made by the agent), and its
+own ``work/``, in which it leaves ``outcome-<incarnation>.json`` at its end.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from bbpwf.cluster.runs import RunRecord
-from bbpwf.errors import InvalidInput
+from bbpwf.errors import InvalidInput, LimitExceeded
 from bbpwf.redact import Redactor
 from bbpwf.settings import Settings
-from bbpwf.workflow.request import ClusterDefaults, HeadRequest, NexusRef, Outcome, ProjectRef
+from bbpwf.workflow.request import MAX_FAILURES, ClusterDefaults, HeadRequest, NexusRef, Outcome, ProjectRef
 from service.children import Child
+from service.containment import Cell, Containment
 from service.uploads import Uploads
 
 DEFAULT_WORKERS = 4
 MAX_WORKERS = 32
+MAX_OUTCOME = 4 * 1024 * 1024
+"""Bytes. What an honest head writes of 50 failures is shorter."""
+MAX_REASON = 8000
+"""Characters of a head's reason that are kept."""
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
-def head_env(home: Path, attachments: Path | None) -> dict[str, str]:
+def head_env(cell: Cell, attachments: Path | None) -> dict[str, str]:
     """The whole environment of a process that runs user code: nothing of ours, no secret, no address."""
     env = {
         "PATH": f"{Path(sys.executable).parent}:{_PATH}",
-        "HOME": str(home),
+        "HOME": str(cell.work),
+        "TMPDIR": str(cell.work / "tmp"),
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
         "PYTHONNOUSERSITE": "1",
@@ -54,26 +63,19 @@ class RunFolder:
     Args:
         settings: the instance's.
         uploads: where attachments were kept before the run existed.
+        containment: gives its head a cell.
         run_id: the run.
     """
 
-    def __init__(self, settings: Settings, uploads: Uploads, run_id: str) -> None:
+    def __init__(self, settings: Settings, uploads: Uploads, containment: Containment, run_id: str) -> None:
         self._settings = settings
         self._uploads = uploads
+        self._containment = containment
+        self._run_id = run_id
         self.path = settings.state / "runs" / run_id
         self.log = self.path / "head.log"
-        self.outcome_path = self.path / "outcome.json"
         self.lock = settings.state / "locks" / f"head-{run_id}"
-
-    def prepare(self, run: RunRecord, *, scheduler_url: str, public_url: str) -> None:
-        """Write what the head reads, for this incarnation: an outcome of an earlier one is removed.
-
-        Raises:
-            InvalidInput: an attachment is gone, or a setting of the launch makes no sense.
-        """
-        self.attach(run)
-        self.outcome_path.unlink(missing_ok=True)
-        self._write_request(run, scheduler_url, public_url)
+        self.cell: Cell | None = None
 
     def attach(self, run: RunRecord) -> None:
         """Make the folder, with the run's own copy of its attachments, unless that is done.
@@ -86,44 +88,89 @@ class RunFolder:
         if run.request.attachments and not attachments.is_dir():
             self._uploads.copy_into(run.request.attachments, attachments)
 
+    def enter(self, run: RunRecord) -> Cell:
+        """The cell of the run's head, with everything in it that the head reads; the same until :meth:`leave`.
+
+        Raises:
+            InvalidInput: an attachment is gone.
+        """
+        if self.cell is None:
+            self.attach(run)
+            cell = self._containment.enter(self._run_id)
+            self.cell = cell  # from here on it has to be left
+            if run.request.attachments:
+                _show(self.path / "attachments", cell.folder / "attachments")
+        return self.cell
+
+    def leave(self) -> None:
+        """Nothing of the run's head, or of what it started, is left after this."""
+        cell, self.cell = self.cell, None
+        if cell is not None:
+            self._containment.leave(cell)
+
     def start(self, run: RunRecord, *, scheduler_url: str, public_url: str, redactor: Redactor) -> Child:
         """Start the run's head.
 
         Raises:
             Conflict: an earlier head of this run is still alive.
+            InvalidInput: an attachment is gone, or a setting of the launch makes no sense.
         """
-        self._write_request(run, scheduler_url, public_url)
-        home = self.path / "home"
-        home.mkdir(exist_ok=True)
-        argv = [sys.executable, "-P", "-m", "bbpwf.workflow.head", str(self.path)]
+        cell = self.enter(run)
+        attachments = cell.folder / "attachments" if run.request.attachments else None
+        request = head_request(run, self._settings, attachments, scheduler_url, public_url)
+        request = request.model_copy(update={"outcome": f"work/{_outcome_of(run)}"})
+        draft = cell.folder / "request.json.new"
+        draft.write_text(request.model_dump_json(indent=1))
+        draft.chmod(0o644)  # the folder is for this head alone
+        draft.replace(cell.folder / "request.json")
+        argv = [sys.executable, "-P", "-m", "bbpwf.workflow.head", str(cell.folder)]
         return Child(
             f"head of {run.run_id}",
             argv,
-            env=head_env(home, self._attachments(run))
-            | ({"BBPWF_LOG_JSON": "true"} if self._settings.log_json else {}),
-            cwd=self.path,
+            env=head_env(cell, attachments) | ({"BBPWF_LOG_JSON": "true"} if self._settings.log_json else {}),
+            cwd=cell.work,
             log=self.log,
             lock=self.lock,
             redactor=redactor,
+            cell=cell,
         )
 
-    def outcome(self) -> Outcome | None:
-        """What the head left, if it did."""
-        try:
-            return Outcome.model_validate_json(self.outcome_path.read_bytes())
-        except FileNotFoundError:
+    def outcome(self, run: RunRecord) -> Outcome | None:
+        """What the head of this incarnation left, if it did. What it says is user code's word."""
+        if self.cell is None:
             return None
-        except ValueError:  # pydantic's, too
-            return Outcome(state="SYSTEM_ERROR", reason="the run's head left an outcome that cannot be read")
+        try:
+            found = self.cell.read(_outcome_of(run), MAX_OUTCOME)
+            if found is None:
+                return None
+            outcome = Outcome.model_validate_json(found)
+        except (ValueError, LimitExceeded) as error:  # pydantic's, too
+            why = str(error) if isinstance(error, LimitExceeded) else "it is not what heads write"
+            return Outcome(state="SYSTEM_ERROR", reason=f"the run's head left an outcome that cannot be read: {why}")
+        return outcome.model_copy(
+            update={"reason": outcome.reason[:MAX_REASON], "failed": outcome.failed[:MAX_FAILURES]}
+        )
 
-    def _attachments(self, run: RunRecord) -> Path | None:
-        return self.path / "attachments" if run.request.attachments else None
 
-    def _write_request(self, run: RunRecord, scheduler_url: str, public_url: str) -> None:
-        request = head_request(run, self._settings, self._attachments(run), scheduler_url, public_url)
-        draft = self.path / "request.json.new"
-        draft.write_text(request.model_dump_json(indent=1))
-        draft.replace(self.path / "request.json")
+def _outcome_of(run: RunRecord) -> str:
+    return f"outcome-{run.incarnation}.json"
+
+
+def _show(kept: Path, shown: Path) -> None:
+    """A copy of the attachments that the head can read and not change."""
+    if shown.is_dir():
+        return
+    draft = Path(tempfile.mkdtemp(dir=shown.parent, prefix=".attachments-"))
+    shutil.copytree(kept, draft, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    open_up(draft)
+    draft.rename(shown)
+
+
+def open_up(folder: Path) -> None:
+    """Let everybody read who gets as far as this folder. There must be nothing but files of ours in it."""
+    folder.chmod(0o755)
+    for entry in folder.rglob("*"):
+        entry.chmod(0o755 if entry.is_dir() else 0o644)
 
 
 def head_request(

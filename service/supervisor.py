@@ -24,6 +24,7 @@ from bbpwf.cluster.runs import RunRecord
 from bbpwf.errors import BbpwfError, Conflict, InvalidInput
 from bbpwf.log import about
 from bbpwf.states import RunState
+from bbpwf.workflow.request import Outcome
 from service.daemons import LONGEST_BACKOFF_S, PREDECESSOR_GRACE_S, end_holders, tail
 from service.underway import (
     AGENT_LIMIT_S,
@@ -147,6 +148,7 @@ class Supervisor:
             _log.warning("run %s could not be ended: %s", watched.run_id, error)
             return
         self._active.pop(watched.run_id, None)
+        watched.folder.leave()
 
     def _admit(self) -> None:
         """Take waiting runs, oldest first, as far as there are slots; a cancel needs none.
@@ -202,7 +204,7 @@ class Supervisor:
             self._wait_for_cluster(watched, run, cluster)
         else:
             try:
-                self._prepare(watched, run)
+                watched.folder.enter(run)
             except InvalidInput as error:
                 self._finish(watched, RunState.SYSTEM_ERROR, str(error))
                 return
@@ -240,18 +242,16 @@ class Supervisor:
         elif run.reason != reason:
             self._store.move(run.run_id, RunState.INITIALIZING, reason)
 
-    def _prepare(self, watched: Watched, run: RunRecord) -> None:
-        watched.folder.prepare(run, scheduler_url=self._around.scheduler_url, public_url=self._around.public_url)
-
     def _open(self, watched: Watched, run: RunRecord) -> None:
         generation = self._around.agent.generation
-        self._around.control.open_run(run.run_id, run.incarnation, watched.token)
+        cell = watched.folder.enter(run)
+        self._around.control.open_run(run.run_id, run.incarnation, watched.token, folder=cell.folder, uid=cell.uid)
         watched.agent_generation = generation
 
     def _run(self, watched: Watched, run: RunRecord, *, ready: bool) -> None:
         if ready and watched.head is not None and watched.agent_generation != self._around.agent.generation:
             self._open(watched, run)  # the agent was started anew and knows no runs
-        outcome = watched.folder.outcome()
+        outcome = watched.folder.outcome(run)
         now = self._around.clock.monotonic()
         if watched.head is not None and watched.head.exit_code() is None:
             if outcome is not None:
@@ -305,11 +305,11 @@ class Supervisor:
         self._store.move(watched.run_id, RunState.RUNNING, f"{how}; it is started again")
 
     def _conclude(self, watched: Watched, run: RunRecord) -> None:
-        outcome = watched.folder.outcome()
+        outcome = watched.folder.outcome(run)
         if outcome is None:
             return
         state = RunState(outcome.state)
-        details = outcome.model_dump(mode="json")
+        details = self._details(outcome)
         if state is RunState.CANCELED:  # told to stop by somebody else than us, e.g. the machine going down
             self._store.move(run.run_id, RunState.CANCELING, outcome.reason, outcome=details)
             return
@@ -338,8 +338,8 @@ class Supervisor:
                 self._finish(watched, RunState.SYSTEM_ERROR, f"the run could not be canceled: {error}")
             return
         if left == 0:
-            outcome = watched.folder.outcome()
-            details = outcome.model_dump(mode="json") if outcome else None
+            outcome = watched.folder.outcome(run)
+            details = self._details(outcome) if outcome else None
             self._finish(watched, RunState.CANCELED, run.reason or "canceled", details)
         elif waited > CANCEL_LIMIT_S:
             reason = f"{left} jobs of the canceled run were not seen to end within {CANCEL_LIMIT_S:.0f} s"
@@ -355,10 +355,21 @@ class Supervisor:
         _log.info("run %s is %s: %s", watched.run_id, state, reason, extra={"run_id": watched.run_id})
         self._forget(watched)
 
+    def _details(self, outcome: Outcome) -> dict[str, object]:
+        """The outcome as it is kept: it quotes logs, and what is in them is for nobody to know beforehand."""
+
+        def masked(value: object) -> object:
+            return self._around.redactor.mask(value) if isinstance(value, str) else value
+
+        details = outcome.model_dump(mode="json")
+        details["failed"] = [{name: masked(value) for name, value in each.items()} for each in details["failed"]]
+        return {name: masked(value) for name, value in details.items()}
+
     def _forget(self, watched: Watched) -> None:
         self._active.pop(watched.run_id, None)
         if watched.head is not None:
             watched.head.kill()
+        watched.folder.leave()
         if watched.agent_generation:
             try:
                 self._around.control.close_run(watched.run_id)
@@ -373,6 +384,8 @@ class Supervisor:
         for head in heads:
             if not head.wait(max(0.1, deadline - self._around.clock.monotonic())):
                 head.kill()
+        for watched in self._active.values():
+            watched.folder.leave()
         self._around.scheduler.stop()
         self._around.control.close()
         self._around.agent.stop()

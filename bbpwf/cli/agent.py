@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 
-from bbpwf import faults, log, memory
+from bbpwf import confine, faults, log, memory
 from bbpwf.cli.wiring import build_agent
 from bbpwf.clock import Clock, SystemClock
 from bbpwf.cluster.server import AgentServer
@@ -36,6 +36,7 @@ def serve(settings: Settings, *, until_stdin_closes: bool, clock: Clock | None =
         LedgerError: the database cannot be used.
     """
     faults.arm(os.environ.get(faults.VARIABLE, ""))
+    confine.keep_private()
     sys.setswitchinterval(SWITCH_S)
     memory.share_one_arena()
     gc.set_threshold(*memory.COLLECT_AFTER)
@@ -50,7 +51,7 @@ def serve(settings: Settings, *, until_stdin_closes: bool, clock: Clock | None =
     if until_stdin_closes:
         threading.Thread(target=_watch_stdin, args=(ended,), daemon=True).start()
     server = AgentServer(settings.state, redactor)
-    agent = build_agent(settings, clock or SystemClock(), redactor)
+    agent = build_agent(settings, clock or SystemClock(), redactor, offer_local=settings.heads.local_cluster)
     agent.ledger.when_fenced = ended.set
     agent.parks_runs = True
     server.start(agent)

@@ -24,6 +24,7 @@ def serve_here(host: str, port: int) -> None:
 
     Raises:
         Conflict: another service runs on the same state folder.
+        InvalidConfig: user code cannot be contained as well as the settings require.
     """
     faults.arm(os.environ.get(faults.VARIABLE, ""))
     configured = settings.load()

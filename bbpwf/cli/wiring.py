@@ -20,8 +20,10 @@ from bbpwf.redact import Redactor
 from bbpwf.settings import ClusterSettings, Settings
 
 
-def build_agent(settings: Settings, clock: Clock, redactor: Redactor) -> Agent:
+def build_agent(settings: Settings, clock: Clock, redactor: Redactor, *, offer_local: bool = True) -> Agent:
     """The agent of these settings, with its ledger claimed. The caller starts and stops it.
+
+    With ``offer_local``, tasks may name this machine as the cluster ``local``: their jobs run as this very user.
 
     Raises:
         LedgerError: the database cannot be used.
@@ -41,7 +43,7 @@ def build_agent(settings: Settings, clock: Clock, redactor: Redactor) -> Agent:
             spool=_spool(cluster, ledger),
         )
     }
-    if cluster.kind != "local":  # a task may always ask for this machine
+    if offer_local and cluster.kind != "local":
         local = effective_cluster(settings.model_copy(update={"cluster": ClusterSettings(kind="local")}))
         runtimes["local"] = ClusterRuntime(
             "local", LocalConnector(local), ledger, clock, local, spool=_spool(local, ledger)

@@ -34,10 +34,30 @@ class AgentControl:
         """The cluster's present state; starts nothing."""
         return ClusterInfo.model_validate(self._connection.call("cluster"))
 
-    def open_run(self, run_id: str, incarnation: int, token: SecretStr | None = None) -> Path:
-        """Open the run's own socket and answer its path; idempotent. ``token`` is its user's, kept in memory only."""
+    def open_run(
+        self,
+        run_id: str,
+        incarnation: int,
+        token: SecretStr | None = None,
+        *,
+        folder: Path | None = None,
+        uid: int | None = None,
+    ) -> Path:
+        """Open the run's own socket and answer its path; idempotent.
+
+        Args:
+            run_id: the run.
+            incarnation: grows with each resume.
+            token: its user's, kept in memory only.
+            folder: where the socket is made; ``<state>/runs/<run id>`` if ``None``.
+            uid: whose processes may ask; this user's if ``None``.
+        """
         secret = token.get_secret_value() if token else ""
-        return Path(self._connection.call("open_run", run_id=run_id, incarnation=incarnation, token=secret))
+        where = str(folder) if folder else ""
+        path = self._connection.call(
+            "open_run", run_id=run_id, incarnation=incarnation, token=secret, folder=where, uid=uid
+        )
+        return Path(path)
 
     def close_run(self, run_id: str) -> None:
         """Close the run's socket; its jobs go on."""

@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 import socketserver
+import struct
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +31,12 @@ _log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 64 * 1024 * 1024
 """Bytes of one request or answer; more is refused."""
+
+MAX_CONNECTIONS = 512
+"""Conversations at once on one socket; more are refused. Each thread of each process that asks has one."""
+
+_PEER = struct.Struct("3i")
+"""``struct ucred`` of Linux: process, uid and group of whoever connected."""
 
 Method = Callable[..., Any]
 
@@ -108,7 +115,7 @@ class _Handler(socketserver.StreamRequestHandler):
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Serves ``methods`` on a Unix socket that only this user (or ``uid``, if given) can open."""
+    """Serves ``methods`` on a Unix socket to processes of this user, or of ``uid`` if given, and to nobody else."""
 
     daemon_threads = True
     block_on_close = False
@@ -123,13 +130,13 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self._path = path
         self._connections: set[socket.socket] = set()
         self._guard = threading.Lock()
+        self._callers = {os.geteuid(), os.geteuid() if uid is None else uid}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         with _short(path) as short:
             super().__init__(short, _Handler)
-        path.chmod(0o600)
-        if uid is not None:
-            os.chown(path, uid, -1)
+        # another's folder decides who gets here at all, and the kernel says who it is that came
+        path.chmod(0o600 if uid is None else 0o666)
         self._thread = threading.Thread(target=self.serve_forever, name=f"rpc {path.name}", daemon=True)
 
     def start(self) -> None:
@@ -145,6 +152,18 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             for connection in self._connections:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether the process at the other end may ask anything at all, and there are not too many already."""
+        del client_address
+        told = request.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        _, uid, _ = _PEER.unpack(told)
+        with self._guard:
+            many = len(self._connections)
+        if uid not in self._callers or many >= MAX_CONNECTIONS:
+            _log.warning("%s: refused a process of uid %d, beside %d conversations", self._path.name, uid, many)
+            return False
+        return True
 
     def connected(self, connection: socket.socket) -> None:
         """A conversation began."""
@@ -182,7 +201,7 @@ def _short(path: Path) -> Any:
     if len(os.fsencode(path)) < 100:
         yield str(path)
         return
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{folder}/{path.name}"
     finally:

@@ -4,10 +4,10 @@
 
     <state>/agent.sock               control: the service's
     <state>/agent.lock               held while an agent serves this state folder
-    <state>/runs/<run id>/agent.sock a run's own: answers for that run alone
+    <folder of the head>/agent.sock  a run's own: answers for that run alone
 
-A head reaches nothing but its run's socket; that the socket is in the run's folder, and whose it is, decides who
-may open it.
+A head reaches nothing but its run's socket: it is in the head's folder, where no other head gets, and asks the kernel
+for the uid of whoever connects.
 """
 
 from __future__ import annotations
@@ -44,11 +44,10 @@ class AgentServer:
         Conflict: another process already serves this state folder.
     """
 
-    def __init__(self, state: Path, redactor: Redactor, *, head_uid: int | None = None) -> None:
+    def __init__(self, state: Path, redactor: Redactor) -> None:
         self._state = state
         self._redactor = redactor
-        self._head_uid = head_uid
-        self._open: dict[str, tuple[int, Server]] = {}
+        self._open: dict[str, tuple[tuple[int, Path, int | None], Server]] = {}
         self._opening = threading.Lock()
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = lock_state(state)
@@ -64,7 +63,7 @@ class AgentServer:
                 "meters": agent.meters,
                 "ensure_cluster": lambda: agent.cluster().ensure(),
                 "cluster": lambda: agent.cluster().info(),
-                "open_run": lambda run_id, incarnation, token: self._open_run(agent, run_id, incarnation, token),
+                "open_run": partial(self._open_run, agent),
                 "close_run": lambda run_id: self._close_run(agent, run_id),
                 "cancel_run": agent.cancel_run,
                 "live_jobs": lambda run_id: agent.ledger.live_count(run_id=run_id),
@@ -85,23 +84,23 @@ class AgentServer:
         self._open.clear()
         os.close(self._lock)
 
-    def _open_run(self, agent: Agent, run_id: str, incarnation: int, token: str) -> str:
+    def _open_run(self, agent: Agent, run_id: str, incarnation: int, token: str, folder: str, uid: int | None) -> str:
         if not _RUN_ID.match(run_id):
             raise InvalidInput(f"{run_id[:80]!r} is not a run id")
         if token:
             agent.tokens.put(run_id, SecretStr(token))
         with self._opening:  # two may ask for the same run at once
-            path = self._state / "runs" / run_id / "agent.sock"
+            path = (Path(folder) if folder else self._state / "runs" / run_id) / "agent.sock"
             present = self._open.get(run_id)
             if present is not None:
-                if present[0] == incarnation and path.exists():
+                if present[0] == (incarnation, path, uid) and path.exists():
                     return str(path)
                 present[1].stop()
             bound = agent.for_run(run_id, incarnation)
             methods = {name: partial(_about, run_id, method) for name, method in run_methods(bound).items()}
-            server = Server(path, methods, self._redactor, uid=self._head_uid)
+            server = Server(path, methods, self._redactor, uid=uid)
             server.start()
-            self._open[run_id] = (incarnation, server)
+            self._open[run_id] = ((incarnation, path, uid), server)
             faults.point("server.open")
             return str(path)
 

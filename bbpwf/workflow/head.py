@@ -1,6 +1,7 @@
 """``python -m bbpwf.workflow.head RUN_DIR``: the process that executes one run's graph.
 
-Reads ``request.json``, speaks to ``agent.sock``, writes ``outcome.json``. Holds no secret. SIGTERM cancels the run.
+Reads ``request.json``, speaks to ``agent.sock``, writes ``outcome.json``, or where the request says. Holds no secret.
+SIGTERM cancels the run.
 When its standard input, a pipe that its parent holds, reaches its end, it ends at once and touches no job.
 """
 
@@ -67,34 +68,36 @@ def main(argv: list[str] | None = None) -> int:
     _watch_parent()
     folder = Path(arguments[0])
     try:
-        outcome, code = _run(folder, cancellation)
+        outcome, code, where = _run(folder, cancellation)
     except (AgentGone, SchedulerGone) as error:
         _log.error("the head ends, to be started again: %s", error)
         return Exit.START_AGAIN
     faults.point("head.outcome.before")
-    write_outcome(folder / "outcome.json", outcome)
+    write_outcome(folder / where, outcome)
     faults.point("head.outcome.after")
     _log.info("the run is %s %s", outcome.state, outcome.reason)
     return code
 
 
-def _run(folder: Path, cancellation: Cancellation) -> tuple[Outcome, Exit]:
+def _run(folder: Path, cancellation: Cancellation) -> tuple[Outcome, Exit, str]:
+    where = "outcome.json"
     try:
         request = parse_request((folder / "request.json").read_bytes(), where="request.json")
+        where = request.outcome
         socket = folder / "agent.sock"
         outcome = run_local(AgentClient(socket, request.run_id), request, socket_path=socket, cancellation=cancellation)
-        return outcome, _EXITS[outcome.state]
+        return outcome, _EXITS[outcome.state], where
     except InvalidInput as error:
         _log.error("the run cannot start: %s", error)
         failure = Failure(task_id="", label=type(error).__name__, reason=error.message, log_tail=error.hint)
-        return Outcome(state="EXECUTOR_ERROR", reason=str(error), failed=(failure,)), Exit.INVALID_INPUT
+        return Outcome(state="EXECUTOR_ERROR", reason=str(error), failed=(failure,)), Exit.INVALID_INPUT, where
     except BbpwfError as error:
         _log.exception("the run failed")
-        return Outcome(state="SYSTEM_ERROR", reason=str(error)), Exit.SYSTEM_ERROR
+        return Outcome(state="SYSTEM_ERROR", reason=str(error)), Exit.SYSTEM_ERROR, where
     except Exception as error:  # noqa: BLE001 the boundary: a defect must end the run with words, not with silence
         _log.exception("the head failed")
         reason = f"unexpected {type(error).__name__} in the head: {str(error)[:500]}; its log has the details"
-        return Outcome(state="SYSTEM_ERROR", reason=reason), Exit.SYSTEM_ERROR
+        return Outcome(state="SYSTEM_ERROR", reason=reason), Exit.SYSTEM_ERROR, where
 
 
 def _watch_parent() -> None:

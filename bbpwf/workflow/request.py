@@ -61,6 +61,7 @@ class HeadRequest(_Open):
     workers: int = Field(4, ge=1, le=256, description="Plain Luigi tasks that may run at once; jobs are not counted.")
     max_jobs: int = Field(100_000, ge=1, description="Job tasks in flight at once.")
     public_url: str = Field("", description="URL of the service, for links from the dashboard to logs.")
+    outcome: str = Field("outcome.json", description="Where the head leaves its outcome, from the run's folder.")
     project: ProjectRef = ProjectRef()
     cluster: ClusterDefaults = ClusterDefaults()
     nexus: NexusRef = NexusRef()

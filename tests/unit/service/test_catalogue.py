@@ -11,14 +11,15 @@ import pytest
 from bbpwf.clock import SystemClock
 from bbpwf.cluster.runs import RunRequest
 from bbpwf.errors import InvalidParameter
-from bbpwf.settings import ServiceSettings, Settings
+from bbpwf.settings import HeadsSettings, ServiceSettings, Settings
 from service.catalogue import Catalogue
+from service.containment import Containment
 from service.uploads import Uploads
 
 MODULE = """
-import os, luigi
+import luigi
 
-with open(os.environ["HOME"] + "/../looks", "a") as file:
+with open("LOOKS", "a") as file:
     file.write("x")
 
 
@@ -32,9 +33,15 @@ class Hello(luigi.Task):
 @pytest.fixture
 def catalogue(tmp_path: Path) -> Catalogue:
     (tmp_path / "workflows").mkdir()
-    (tmp_path / "workflows" / "greetings.py").write_text(MODULE)
-    settings = Settings(state_dir=tmp_path / "state", service=ServiceSettings(workflows_path=(tmp_path / "workflows",)))
-    return Catalogue(settings, Uploads(tmp_path / "uploads", largest=1024), SystemClock())
+    (tmp_path / "looked").mkdir()
+    module = MODULE.replace("LOOKS", str(tmp_path / "looked" / "looks"))
+    (tmp_path / "workflows" / "greetings.py").write_text(module)
+    settings = Settings(
+        state_dir=tmp_path / "state",
+        service=ServiceSettings(workflows_path=(tmp_path / "workflows",)),
+        heads=HeadsSettings(write_paths=(tmp_path / "looked",)),
+    )
+    return Catalogue(settings, Uploads(tmp_path / "uploads", largest=1024), Containment(settings, 1), SystemClock())
 
 
 def launch(**params: Any) -> RunRequest:
@@ -42,7 +49,7 @@ def launch(**params: Any) -> RunRequest:
 
 
 def looks(tmp_path: Path) -> int:
-    return len((tmp_path / "state" / "catalogue" / "looks").read_text())
+    return len((tmp_path / "looked" / "looks").read_text())
 
 
 def test_launches_that_differ_in_free_values_are_looked_at_once(catalogue: Catalogue, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from bbpwf.redact import Redactor
 from bbpwf.settings import Settings
 from bbpwf.states import RunState
 from service.children import Child
+from service.containment import Containment
 from service.daemons import Daemon
 from service.heads import RunFolder
 from service.supervisor import Supervisor
@@ -123,6 +124,7 @@ def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
         server.start()
         uploads = Uploads(tmp_path / "uploads", largest=1024)
         control = AgentControl(tmp_path / "agent.sock", timeout=5)
+        containment = Containment(settings, 1)
         daemons = [
             lasting(tmp_path, "agent", agent_script, lambda: answers),
             lasting(tmp_path, "scheduler", "import sys; sys.stdin.read()", lambda: True),
@@ -132,7 +134,7 @@ def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
             control=control,
             agent=daemons[0],
             scheduler=daemons[1],
-            folder_of=lambda run_id: RunFolder(settings, uploads, run_id),
+            folder_of=lambda run_id: RunFolder(settings, uploads, containment, run_id),
             redactor=Redactor(),
             clock=clock,
             max_runs=2,
