@@ -6,6 +6,7 @@ somebody adds is closed until its path is listed in :data:`OPEN`. Behind it, :fu
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -122,6 +123,7 @@ class Gate:
         self._redactor = redactor
         self._passes = passes
         self._open = OPEN if passes is None else LIVENESS
+        self._checks: dict[str, asyncio.Future[Caller]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with ``bbpwf.caller`` in its scope, or answer 401, 403 or 503."""
@@ -180,7 +182,20 @@ class Gate:
         if len(token) > _LONGEST_TOKEN or not token.isascii():
             raise NotAuthenticated("the token is malformed")
         known = self._authority.known(token)
-        return known if known is not None else await run_in_threadpool(self._authority.check, token)
+        return known if known is not None else await self._checked(token)
+
+    async def _checked(self, token: str) -> Caller:
+        """What a token is worth, looked at once for all requests that bring it at the same moment."""
+        check = self._checks.get(token)
+        if check is None:
+            check = self._checks[token] = asyncio.ensure_future(run_in_threadpool(self._authority.check, token))
+            check.add_done_callback(lambda done: self._over(token, done))
+        return await asyncio.shield(check)
+
+    def _over(self, token: str, check: asyncio.Future[Caller]) -> None:
+        del self._checks[token]
+        if not check.cancelled():
+            check.exception()  # looked at, in case that whoever asked is gone
 
     @staticmethod
     def _should_log_in(scope: Scope, headers: Headers) -> bool:
