@@ -81,12 +81,14 @@ def drop_capabilities() -> None:
 
 
 def keep_private() -> None:
-    """Let nobody look into this process, which holds secrets, and keep no capability that it was born with.
-
-    Root keeps what it has: an instance that runs as root is one of a test or a developer.
-    """
+    """Let nobody look into this process, which holds secrets, and keep none of the service's capabilities."""
     _done(_libc().prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "not to be looked into")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    be_ordinary()
+
+
+def be_ordinary() -> None:
+    """Drop the capabilities that only the service needs. Root keeps its own: it is a test's or a developer's."""
     if os.geteuid() != 0:
         drop_capabilities()
 

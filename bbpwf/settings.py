@@ -355,3 +355,5 @@ def load() -> Settings:
         raise InvalidConfig(f"invalid settings: {problems}", where=file or "environment") from None
     except ValueError as error:  # TOML syntax, or JSON in an environment variable
         raise InvalidConfig(f"invalid settings: {error}", where=file or "environment") from error
+    except OSError as error:
+        raise InvalidConfig(f"the settings file cannot be read: {error.strerror}", where=file) from error

@@ -209,7 +209,7 @@ def _build(
         )
     )
     launches = Launches(store, uploads, catalogue, supervisor, folder_of, notices, outbound)
-    readiness = Readiness(settings, store, control, supervisor, clock)
+    readiness = Readiness(settings, store, control, supervisor, containment, clock)
     return Instance(
         settings,
         redactor,

@@ -114,15 +114,19 @@ def _read_plain(name: str, folder: int, uid: int | None, limit: int) -> bytes | 
         return None
     except OSError as error:
         raise LimitExceeded(f"{name} cannot be read: {error.strerror}") from error
-    with os.fdopen(opened, "rb") as file:
+    try:
         found = os.fstat(opened)
         whose = os.geteuid() if uid is None else uid
         if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or found.st_uid != whose:
             raise LimitExceeded(f"{name} is not a plain file of its own")
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise LimitExceeded(f"{name} is longer than {limit} bytes")
-    return content
+        if found.st_size > limit:
+            raise LimitExceeded(f"{name} is longer than {limit} bytes")
+        content = b""
+        while piece := os.read(opened, limit + 1 - len(content)):
+            content += piece
+        return content
+    finally:
+        os.close(opened)
 
 
 class Containment:
@@ -358,6 +362,7 @@ def _port_of(url: str) -> set[int]:
 def _code(task_modules: Sequence[str]) -> list[str]:
     """Where the interpreter, its packages, bbpwf and the instance's own task modules are."""
     found = {sys.prefix, sys.base_prefix, str(Path(sys.executable).resolve().parent), str(Path(bbpwf.__file__).parent)}
+    found.update(each for each in sys.path if Path(each).name in {"site-packages", "dist-packages"})
     for name in {"tasks", *(module.partition(".")[0] for module in task_modules)}:
         spec = importlib.util.find_spec(name)
         if spec is not None:

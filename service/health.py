@@ -20,6 +20,7 @@ from bbpwf.cluster.meters import AgentMeters
 from bbpwf.cluster.runs import RunStore
 from bbpwf.errors import BbpwfError
 from bbpwf.settings import Settings
+from service.containment import Containment, Level
 from service.supervisor import Supervisor
 
 FRESH_S = 5.0
@@ -40,6 +41,7 @@ class Health:
 
     failing: frozenset[str] = frozenset()
     meters: AgentMeters | None = field(default=None, compare=False)
+    user_code: Level = "not contained"
 
     @property
     def status(self) -> str:
@@ -51,16 +53,28 @@ class Health:
     def body(self) -> dict[str, object]:
         """As it is answered."""
         parts = {name: "failing" if name in self.failing else "ok" for name in PARTS}
-        return {"status": self.status, "failing": sorted(self.failing), "parts": parts}
+        return {
+            "status": self.status,
+            "failing": sorted(self.failing),
+            "parts": parts,
+            "user_code": self.user_code,
+        }
 
 
 class Readiness:
     """Looks at all parts; thread-safe. Every look has a limit, and answers are shared."""
 
     def __init__(
-        self, settings: Settings, store: RunStore, control: AgentControl, supervisor: Supervisor, clock: Clock
+        self,
+        settings: Settings,
+        store: RunStore,
+        control: AgentControl,
+        supervisor: Supervisor,
+        containment: Containment,
+        clock: Clock,
     ) -> None:
         self._settings = settings
+        self._containment = containment
         self._store = store
         self._control = control
         self._supervisor = supervisor
@@ -88,7 +102,7 @@ class Readiness:
                 failing.add("agent")
         if meters is not None:
             failing |= self._of_cluster(meters)
-        return Health(frozenset(failing), meters)
+        return Health(frozenset(failing), meters, self._containment.level)
 
     def _checks(self) -> dict[str, Callable[[], bool]]:
         return {

@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 
+from bbpwf import confine
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -18,6 +20,7 @@ def problem(argv: list[str]) -> str:
     """Put the leash on this process; what stands in the way, or nothing."""
     if len(argv) < 4 or argv[2] != "--" or argv[0] not in signal.Signals.__members__ or not argv[1].isdigit():
         return "usage: python -m service.leash SIGTERM PARENT_ID -- command [argument…]"
+    confine.be_ordinary()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, int(signal.Signals[argv[0]]), 0, 0, 0) != 0:
         return f"prctl failed: {os.strerror(ctypes.get_errno())}"

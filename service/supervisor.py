@@ -281,6 +281,10 @@ class Supervisor:
             if now - watched.blocked_since > PREDECESSOR_GRACE_S:
                 end_holders(watched.folder.lock)
             return
+        except OSError as error:
+            watched.restarts += 1
+            self._try_again(watched, f"the run's head cannot be started ({error.strerror or error})")
+            return
         watched.head_since = now
         watched.blocked_since = watched.outcome_since = None
 
@@ -294,7 +298,10 @@ class Supervisor:
             watched.started_again += 1
         else:
             watched.restarts += 1
-        how = f"the run's head ended without an outcome ({_how(code)})"
+        self._try_again(watched, f"the run's head ended without an outcome ({_how(code)})")
+
+    def _try_again(self, watched: Watched, how: str) -> None:
+        now = self._around.clock.monotonic()
         times = watched.restarts + watched.started_again
         if watched.restarts > HEAD_RESTARTS or watched.started_again > FRESH_STARTS:
             last = tail(watched.folder.log, limit=1000)

@@ -26,7 +26,7 @@ FRESH_STARTS = 20
 HEAD_BACKOFF_S = 1.0
 HEAD_STEADY_S = 600.0
 """A head that lasted this long has its earlier ends forgiven."""
-CANCEL_GRACE_S = 60.0
+CANCEL_GRACE_S = 20.0
 """How long a head may take to cancel its jobs before it is killed and the agent asked to."""
 CANCEL_LIMIT_S = 600.0
 """How long jobs may take to be gone before a cancel is given up as failed."""
