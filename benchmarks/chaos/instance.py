@@ -65,6 +65,10 @@ class Instance:
             "BBPWF_SERVICE__WORKFLOWS_PATH": json.dumps([str(self.workflows)]),
         }
 
+    def let_heads_write(self, *paths: Path) -> None:
+        """Heads are kept in; these files and folders are where they are told to die, and say that they did."""
+        self._env["BBPWF_HEADS__WRITE_PATHS"] = json.dumps([str(path) for path in paths])
+
     def start(self, armed: str = "") -> None:
         """Start it, with armed fault points: of its own, and of its agent, which has the same environment."""
         with self.log.open("ab") as log:
@@ -177,6 +181,7 @@ class InstanceStorm:
         self._made = made
         self._chance = chance
         self._points = points
+        made.let_heads_write(self.campaigns.folder, points.file)
         self._killed: Counter[str] = Counter()
 
     def rage(self, go_on: Callable[[], bool]) -> None:

@@ -46,13 +46,13 @@ class Points:
     """Who died where, as the dying wrote it to ``file``, and who should next. Shared by all storms."""
 
     def __init__(self, file: Path, *, expected: Iterable[str] = ALL) -> None:
-        self._file = file
+        self.file = file
         self._expected = frozenset(expected)
         file.touch(mode=0o666)
 
     def hits(self) -> Counter[str]:
         """How often each point was hit so far."""
-        return Counter(self._file.read_text().split())
+        return Counter(self.file.read_text().split())
 
     def missing(self) -> list[str]:
         """Points that were never hit."""
@@ -66,7 +66,7 @@ class Points:
     def armed(self, names: Sequence[str], chance: random.Random) -> str:
         """What makes a process die at whichever of ``names`` it comes to first, often enough; see bbpwf.faults."""
         hits = self.hits()
-        words = [f"@{self._file}"]
+        words = [f"@{self.file}"]
         for name in names:
             turns = [1, 2, 3, 5, 9] if hits[name] and not name.startswith(_ONCE) else [1]
             words.append(f"{name}={chance.choice(turns)}")

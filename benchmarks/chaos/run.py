@@ -40,7 +40,7 @@ class Extent:
         sites: clusters that are broken at once.
         service: whether a service with campaigns is among what is killed.
         local: whether there is also an agent whose jobs run on this machine.
-        all_points: whether to go on, for up to a third more faults, until every named point was hit.
+        all_points: whether to go on, for up to as many faults again, until every named point was hit.
     """
 
     faults: int
@@ -98,7 +98,7 @@ class _Progress:
         late = time.monotonic() - self.began > self.extent.limit
         total = self.total()
         done = total >= self.extent.faults
-        if done and self.extent.all_points and total < 4 / 3 * self.extent.faults:
+        if done and self.extent.all_points and total < 2 * self.extent.faults:
             done = not self.points.missing()
         if late or done:
             self.over.set()
