@@ -15,6 +15,7 @@
     │   │   └── LoginNeeded     a run can act for its owner no more until they log in again
     │   └── NotAuthorized       a valid token that does not allow this
     ├── LimitExceeded           an output or upload over its cap
+    │   └── TooManyRuns         as many runs wait already as may
     ├── DeadlineExceeded        a wait that reached its limit
     ├── TransportError          reaching a cluster
     │   ├── ConnectFailed       nobody answered, or not as an SSH server
@@ -122,6 +123,12 @@ class NotAuthorized(AccessError):
 
 class LimitExceeded(BbpwfError):
     """An output or upload is larger than its cap."""
+
+
+class TooManyRuns(LimitExceeded):
+    """As many runs are unfinished already, of the instance or of this user, as may be at once."""
+
+    retryable = True
 
 
 class DeadlineExceeded(BbpwfError):

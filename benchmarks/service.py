@@ -37,7 +37,9 @@ _WES = "/ga4gh/wes/v1"
 
 def service(site: Site) -> Iterator[Figure]:
     """Everything that the service has to reach."""
-    with instance(site, "service", existing=EXISTING, BBPWF_SERVICE__MAX_RUNS=str(MAX_RUNS)) as it:
+    limits = {"MAX_RUNS": MAX_RUNS, "MAX_RUNS_PER_USER": MAX_RUNS, "MAX_QUEUED": 10**6, "MAX_QUEUED_PER_USER": 10**6}
+    changes = {f"BBPWF_SERVICE__{name}": str(most) for name, most in limits.items()}
+    with instance(site, "service", existing=EXISTING, **changes) as it:
         yield from _idle(it)
         yield from _token_check(it)
         yield from _first_submission(it)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from bbpwf.cluster.database import Database, open_database
 from bbpwf.cluster.explanation import Explanations
 from bbpwf.cluster.figures import LedgerFigures
 from bbpwf.cluster.notices import NoticeStore
+from bbpwf.cluster.quota import Quota
 from bbpwf.cluster.runs import RunStore
 from bbpwf.errors import Conflict, InvalidConfig, InvalidInput
 from bbpwf.platform.login import Login
@@ -37,6 +39,7 @@ from service.daemons import agent_daemon, scheduler_daemon
 from service.gateway.passes import PassChecker
 from service.heads import RunFolder
 from service.health import Readiness
+from service.idle import IdleStop, Noted, Use
 from service.launches import Launches
 from service.metrics import Measured, Metrics, Scraped
 from service.metrics import router as metrics_router
@@ -71,6 +74,8 @@ class Instance:
     readiness: Readiness
     metrics: Metrics
     notifier: Notifier
+    use: Use
+    idle: IdleStop
     held: list[Lock] = field(default_factory=list)
     scraped: list[Scraped] = field(default_factory=list)
 
@@ -134,6 +139,7 @@ def create_app(
         redoc_url=None,
         middleware=[
             Middleware(Measured, metrics=instance.metrics),
+            Middleware(Noted, use=instance.use),
             Middleware(_Headers),
             Middleware(
                 Gate,
@@ -181,7 +187,8 @@ def _build(
     database = open_database(settings.database)
     outbound = Outbound(settings.outbound)
     notices = Notices(notify, outbound)
-    store = RunStore(database, clock, notices.targets)
+    quota = Quota(settings.service.max_queued, settings.service.max_queued_per_user)
+    store = RunStore(database, clock, notices.targets, quota)
     uploads = Uploads(state / "uploads", largest=settings.service.max_upload_mb * 1024 * 1024)
     port = settings.service.scheduler_port or free_port()
     containment = Containment(settings, port)
@@ -203,11 +210,13 @@ def _build(
             redactor=redactor,
             clock=clock,
             max_runs=settings.service.max_runs,
+            max_runs_per_user=settings.service.max_runs_per_user,
             scheduler_url=scheduler_url,
             cluster_limit_s=settings.provisioner.deadline_s + CLUSTER_SLACK_S,
             public_url=settings.service.public_url or f"http://{settings.service.host}:{settings.service.port}",
         )
     )
+    use, told = Use(clock), NoticeStore(database, clock)
     launches = Launches(store, uploads, catalogue, supervisor, folder_of, notices, outbound)
     readiness = Readiness(settings, store, control, supervisor, containment, clock)
     return Instance(
@@ -226,8 +235,14 @@ def _build(
         scheduler_url,
         readiness,
         Metrics(store, LedgerFigures(database, clock), readiness),
-        Notifier(notify, outbound, store, NoticeStore(database, clock), redactor, clock),
+        Notifier(notify, outbound, store, told, redactor, clock),
+        use,
+        IdleStop(settings.service.idle_minutes * 60, use, store, told, control, _stop_this_process),
     )
+
+
+def _stop_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def hold(instance: Instance) -> None:
@@ -259,11 +274,13 @@ def _begin(instance: Instance) -> None:
     instance.uploads.forget(older_than=KEPT_S)
     instance.supervisor.start()
     instance.notifier.start()
+    instance.idle.start()
     if port := instance.settings.service.metrics_port:
         instance.scraped.append(Scraped(instance.metrics, instance.settings.service.metrics_host, port))
 
 
 def _end(instance: Instance) -> None:
+    instance.idle.end()
     while instance.scraped:
         instance.scraped.pop().close()
     instance.supervisor.stop()

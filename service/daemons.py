@@ -97,12 +97,17 @@ class Daemon:
             self._backoff = FIRST_BACKOFF_S
         return self._answered
 
+    def hang_up(self) -> None:
+        """Tell it to end, without waiting."""
+        if self._child is not None:
+            self._child.hang_up()
+            self._child.ask_to_end()
+
     def stop(self, *, grace: float = 10.0) -> None:
         """Hang up and ask it to end; kill it after ``grace`` seconds."""
         if self._child is None:
             return
-        self._child.hang_up()
-        self._child.ask_to_end()
+        self.hang_up()
         if not self._child.wait(grace):
             _log.warning("%s did not end within %.0f s: killed", self.name, grace)
             self._child.kill()

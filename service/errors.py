@@ -31,6 +31,7 @@ STATUS: dict[type[BbpwfError], int] = {
     errors.NotAuthenticated: 401,
     errors.NotAuthorized: 403,
     errors.LimitExceeded: 413,
+    errors.TooManyRuns: 429,
     errors.DeadlineExceeded: 504,
     errors.TransportError: 502,
     errors.SlurmError: 502,
@@ -43,7 +44,8 @@ STATUS: dict[type[BbpwfError], int] = {
 }
 """The status of an error is that of its nearest ancestor in this table."""
 
-_RETRY_AFTER_S = 5
+_RETRY_AFTER_S = {429: 60, 503: 5}
+"""When to ask again: a place in the queue is free when a run has ended."""
 
 
 def status_of(error: BbpwfError) -> int:
@@ -67,8 +69,8 @@ def answer_error(path: str, error: BbpwfError, redactor: Redactor) -> Response:
     headers = {}
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="bbpwf"'
-    if status == 503:
-        headers["Retry-After"] = str(_RETRY_AFTER_S)
+    if status in _RETRY_AFTER_S:
+        headers["Retry-After"] = str(_RETRY_AFTER_S[status])
     return answer(path, status, redactor.mask(str(error)), kind=type(error).__name__, headers=headers)
 
 

@@ -25,7 +25,7 @@ def router(launches: Launches, project: ProjectSettings) -> APIRouter:
     @routes.post(
         "/launch/{task}/",
         openapi_extra=_LAUNCH_FORM,
-        responses=text("The run's id.", 409, 413, 502),
+        responses=text("The run's id.", 409, 413, 429, 502),
         response_class=PlainTextResponse,
     )
     async def launch(

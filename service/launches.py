@@ -95,6 +95,7 @@ class Launches:
             InvalidInput: whatever is wrong with it, by name.
             Conflict: the key was used for another launch.
             Unreachable: the URL's host does not answer.
+            TooManyRuns: as many are unfinished as may be.
         """
         if len(idempotency_key) > _LONGEST_KEY or not idempotency_key.isprintable():
             raise InvalidInput(f"an Idempotency-Key is at most {_LONGEST_KEY} printable characters")
@@ -130,7 +131,7 @@ class Launches:
         run = self._store.create(request, caller.owner, idempotency_key)
         if run.request.attachments:
             self._folder_of(run.run_id).attach(run)
-        self._supervisor.launched(run.run_id, caller.token)
+        self._supervisor.launched(run, caller.token)
         return run
 
     def _fetch(self, url: str) -> tuple[str, tuple[str, BinaryIO]]:
@@ -158,7 +159,7 @@ class Launches:
             except Conflict:  # the supervisor moved it between our look and our word
                 continue
             if paused:  # nobody tended it any more
-                self._supervisor.launched(run_id, None)
+                self._supervisor.launched(run, None)
             self._supervisor.changed(run_id)
             return run
         raise Conflict(f"run {run_id} keeps changing", hint="Try again.")
@@ -182,5 +183,5 @@ class Launches:
         require_power(caller, owner)
         run = self._store.resume(run_id)
         # a run is its owner's code: an administrator's token is none of its business
-        self._supervisor.launched(run_id, caller.token if caller.sub == owner.sub else None)
+        self._supervisor.launched(run, caller.token if caller.sub == owner.sub else None)
         return run

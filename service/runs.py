@@ -58,7 +58,7 @@ def router(store: RunStore, launches: Launches, control: AgentControl, redactor:
         """A run, with its reason and its outcome."""
         return run_view(store.get(run_id))
 
-    @routes.post("/runs/{run_id}/resume", responses=may(409))
+    @routes.post("/runs/{run_id}/resume", responses=may(409, 429))
     def resume(run_id: str, who: Annotated[Caller, Depends(caller)]) -> dict[str, Any]:
         """Queue a run that failed, was canceled or was paused again: what completed stays."""
         return run_view(launches.resume(run_id, who))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections import Counter
 
 from pydantic import SecretStr
 
@@ -32,16 +33,19 @@ from service.underway import (
     CANCEL_LIMIT_S,
     CLUSTER_POLL_S,
     CONNECT_LIMIT_S,
+    DAEMONS_GRACE_S,
     DEFECTS,
     FRESH_STARTS,
     HEAD_BACKOFF_S,
     HEAD_RESTARTS,
     HEAD_STEADY_S,
+    HEADS_GRACE_S,
     IDLE_TICK_S,
     OUTCOME_GRACE_S,
     START_AGAIN,
     TICK_S,
     Surroundings,
+    Waiting,
     Watched,
 )
 
@@ -54,11 +58,11 @@ class Supervisor:
     def __init__(self, around: Surroundings) -> None:
         self._around = around
         self._store = around.store
-        self._inbox: queue.SimpleQueue[tuple[str, SecretStr | None]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[str, Waiting]] = queue.SimpleQueue()
         self._changed: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._waiting: dict[str, SecretStr | None] = {}
+        self._waiting: dict[str, Waiting] = {}
         self._active: dict[str, Watched] = {}
         self._cluster: ClusterInfo | None = None
         self._cluster_seen = float("-inf")
@@ -67,7 +71,7 @@ class Supervisor:
     def start(self) -> None:
         """Pick up every unfinished run, and begin."""
         for run in self._store.unfinished():
-            self._inbox.put((run.run_id, None))
+            self._inbox.put((run.run_id, Waiting(run.owner.sub)))
         self._thread.start()
 
     def stop(self) -> None:
@@ -76,9 +80,9 @@ class Supervisor:
         self._wake.set()
         self._thread.join(60.0)
 
-    def launched(self, run_id: str, token: SecretStr | None) -> None:
+    def launched(self, run: RunRecord, token: SecretStr | None) -> None:
         """A run was queued; ``token`` is its owner's and stays in memory."""
-        self._inbox.put((run_id, token))
+        self._inbox.put((run.run_id, Waiting(run.owner.sub, token)))
         if len(self._active) < self._around.max_runs:  # without a free slot, the next look is soon enough
             self._wake.set()
 
@@ -115,13 +119,15 @@ class Supervisor:
         ready = self._around.agent.tend()
         ready = self._around.scheduler.tend() and ready
         while not self._inbox.empty():
-            run_id, token = self._inbox.get()
+            run_id, waiting = self._inbox.get()
             if run_id in self._active:
-                self._active[run_id].token = token or self._active[run_id].token
-            else:
-                self._waiting[run_id] = token or self._waiting.get(run_id)
+                self._active[run_id].token = waiting.token or self._active[run_id].token
+            elif run_id not in self._waiting or waiting.token:
+                self._waiting[run_id] = waiting
         self._admit()
         for watched in list(self._active.values()):
+            if self._stopping.is_set():
+                return
             try:
                 with about(run_id=watched.run_id):
                     self._advance(watched, ready=ready)
@@ -155,18 +161,29 @@ class Supervisor:
 
         Thousands may wait: while there is no slot only those are looked at that a request changed.
         """
-        due = [] if len(self._active) >= self._around.max_runs else list(self._waiting)
+        changed: set[str] = set()
         while not self._changed.empty():
-            due.append(self._changed.get())
+            changed.add(self._changed.get())
+        due = list(self._waiting) if self._has_slot() else sorted(changed)
+        active = Counter(watched.sub for watched in self._active.values())
         for run_id in due:
-            if run_id not in self._waiting:
+            waiting = self._waiting.get(run_id)
+            if waiting is None:
+                continue
+            slot = self._has_slot() and active[waiting.sub] < self._around.max_runs_per_user
+            if not slot and run_id not in changed:
                 continue
             state = self._store.state(run_id)
-            if len(self._active) >= self._around.max_runs and not (state.terminal or state is RunState.CANCELING):
+            if not slot and not (state.terminal or state is RunState.CANCELING):
                 continue
-            token = self._waiting.pop(run_id)
+            del self._waiting[run_id]
             if not state.terminal and state is not RunState.PAUSED:
-                self._active[run_id] = Watched(run_id, self._around.folder_of(run_id), token)
+                folder = self._around.folder_of(run_id)
+                self._active[run_id] = Watched(run_id, waiting.sub, folder, waiting.token)
+                active[waiting.sub] += 1
+
+    def _has_slot(self) -> bool:
+        return len(self._active) < self._around.max_runs
 
     def _advance(self, watched: Watched, *, ready: bool) -> None:
         run = self._store.get(watched.run_id)
@@ -384,18 +401,20 @@ class Supervisor:
                 _log.info("run %s: its socket was not closed: %s", watched.run_id, error)
 
     def _end_children(self) -> None:
+        """All of them at once, and within a limit: what is killed is picked up by the next start like the rest."""
         heads = [watched.head for watched in self._active.values() if watched.head is not None]
         for head in heads:
             head.hang_up()
-        deadline = self._around.clock.monotonic() + 10.0
+        deadline = self._around.clock.monotonic() + HEADS_GRACE_S
         for head in heads:
             if not head.wait(max(0.1, deadline - self._around.clock.monotonic())):
                 head.kill()
         for watched in self._active.values():
             watched.folder.leave()
-        self._around.scheduler.stop()
         self._around.control.close()
-        self._around.agent.stop()
+        self._around.scheduler.hang_up()
+        self._around.agent.stop(grace=DAEMONS_GRACE_S)
+        self._around.scheduler.stop(grace=1.0)
 
 
 def _how(code: int | None) -> str:

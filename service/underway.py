@@ -30,6 +30,10 @@ CANCEL_GRACE_S = 20.0
 """How long a head may take to cancel its jobs before it is killed and the agent asked to."""
 CANCEL_LIMIT_S = 600.0
 """How long jobs may take to be gone before a cancel is given up as failed."""
+HEADS_GRACE_S = 5.0
+"""How long heads may take to end when the service does; they touch no job."""
+DAEMONS_GRACE_S = 8.0
+"""How long the agent and the scheduler may take then."""
 OUTCOME_GRACE_S = 30.0
 """How long a head may live on after it wrote its outcome."""
 CLUSTER_POLL_S = 0.5
@@ -42,10 +46,19 @@ DEFECTS = 5
 
 
 @dataclass
+class Waiting:
+    """A run that has no slot yet. ``sub`` is its owner's."""
+
+    sub: str
+    token: SecretStr | None = None
+
+
+@dataclass
 class Watched:
     """What this process knows of a run, beyond the database."""
 
     run_id: str
+    sub: str
     folder: RunFolder
     token: SecretStr | None = None
     head: Child | None = None
@@ -80,3 +93,4 @@ class Surroundings:
     scheduler_url: str
     cluster_limit_s: float
     public_url: str = ""
+    max_runs_per_user: int = 10

@@ -81,7 +81,7 @@ def router(wes: Wes) -> APIRouter:
         counts = await looked_up(store, store.counts)
         return ready(_service_info(wes, wes.base(request), counts))
 
-    @routes.post("/runs", openapi_extra=_RUN_FORM, responses=may(409, 413, 502))
+    @routes.post("/runs", openapi_extra=_RUN_FORM, responses=may(409, 413, 429, 502))
     async def run_workflow(
         request: Request,
         who: Annotated[Caller, Depends(caller)],

@@ -14,9 +14,10 @@ import sqlalchemy as sa
 from bbpwf import faults
 from bbpwf.clock import Clock
 from bbpwf.cluster.database import Database
+from bbpwf.cluster.quota import Quota, Room
 from bbpwf.cluster.records import Owner, RunRecord, RunRequest, run_record
 from bbpwf.cluster.schema import run_tags, runs
-from bbpwf.errors import Conflict, LedgerError
+from bbpwf.errors import Conflict, LedgerError, TooManyRuns
 from bbpwf.states import RunState
 
 
@@ -64,9 +65,10 @@ def _new_row(run: RunRecord, body: dict[str, Any], fingerprint: str, key: str) -
 class Creations:
     """Makes runs. Thread-safe."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, quota: Quota | None = None) -> None:
         self._db = database
         self._clock = clock
+        self._quota = quota
         self._waiting: list[_Creation] = []
         self._creating, self._guard = threading.Lock(), threading.Lock()
 
@@ -98,12 +100,19 @@ class Creations:
                     if found is not None:
                         keyed[each.owner.sub, each.key] = found.fingerprint, run_record(found)
                 rows, tags = [], []
+                room = Room(self._quota, db) if self._quota is not None else None
                 for each in batch:
                     fingerprint = each.fingerprint()
                     known = keyed.get((each.owner.sub, each.key))
                     if known is not None:
                         each.repeat(*known, fingerprint)
                         continue
+                    if room is not None:
+                        try:
+                            room.take(each.owner.sub)
+                        except TooManyRuns as error:
+                            each.error = error
+                            continue
                     made = RunRecord(
                         run_id="r" + secrets.token_hex(10),
                         state=RunState.QUEUED,

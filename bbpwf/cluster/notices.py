@@ -54,6 +54,11 @@ class NoticeStore:
         rows = self._db.look(_DUE, {"now": self._clock.now()})
         return [Notice(*row) for row in rows]
 
+    def waiting(self) -> int:
+        """How many are not told yet, and will be tried again."""
+        with self._db.reading() as db:
+            return int(db.execute(sa.select(sa.func.count()).where(notices.c.due_at.is_not(None))).scalar_one())
+
     def begin(self, notice: Notice, wait_s: float) -> bool:
         """Count a try before it is made; the next one is due after ``wait_s`` unless this one is said to have ended."""
         values = {"tries": notice.tries + 1, "due_at": self._clock.now() + wait_s}

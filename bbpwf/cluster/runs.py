@@ -18,6 +18,7 @@ from bbpwf.cluster.creations import Creations
 from bbpwf.cluster.database import Database
 from bbpwf.cluster.jobs import JobView, TaskReport
 from bbpwf.cluster.notices import record
+from bbpwf.cluster.quota import Quota, Room
 from bbpwf.cluster.records import (
     TASK_STATES,
     Owner,
@@ -48,17 +49,23 @@ class RunStore:
         database: where they are.
         clock: dates them.
         notified: who is to hear of the end of a run that was asked for so; see :mod:`bbpwf.cluster.notices`.
+        quota: how many runs may be unfinished; any number if ``None``.
     """
 
     def __init__(
-        self, database: Database, clock: Clock, notified: Callable[[RunRequest], Iterable[str]] = lambda _: ()
+        self,
+        database: Database,
+        clock: Clock,
+        notified: Callable[[RunRequest], Iterable[str]] = lambda _: (),
+        quota: Quota | None = None,
     ) -> None:
         self._db = database
+        self._quota = quota
         self._notified = notified
         self._clock = clock
         self.embedded = database.embedded
         """Whether an event loop may call :meth:`state`, :meth:`summaries` and :meth:`counts` itself."""
-        self._creations = Creations(database, clock)
+        self._creations = Creations(database, clock, quota)
         self._counted: tuple[tuple[int, int] | None, dict[RunState, int]] = None, {}
 
     def create(self, request: RunRequest, owner: Owner, idempotency_key: str = "") -> RunRecord:
@@ -66,6 +73,7 @@ class RunStore:
 
         Raises:
             Conflict: the key was used for a different request.
+            TooManyRuns: as many are unfinished as may be.
         """
         return self._creations.create(request, owner, idempotency_key)
 
@@ -162,6 +170,7 @@ class RunStore:
 
         Raises:
             Conflict: it is neither finished nor paused, or it completed.
+            TooManyRuns: as many are unfinished as may be.
         """
         with self._db.begin() as db:
             row = self._row(db, run_id)
@@ -174,6 +183,8 @@ class RunStore:
                 raise Conflict(f"run {run_id} is {present}: only a finished or paused run can be resumed")
             if present is RunState.COMPLETE:
                 raise Conflict(f"run {run_id} is COMPLETE: there is nothing to resume")
+            if self._quota is not None:
+                Room(self._quota, db).take(row.sub)
             db.execute(
                 runs.update()
                 .where(runs.c.run_id == run_id)
@@ -195,6 +206,11 @@ class RunStore:
         query = sa.select(runs).where(runs.c.state.not_in([s.value for s in RunState if s.terminal]))
         with self._db.engine.connect().execution_options(reading=True) as db:
             return [run_record(row) for row in db.execute(query.order_by(runs.c.seq))]
+
+    def live_jobs(self) -> int:
+        """How many jobs of all runs have not ended."""
+        with self._db.reading() as db:
+            return int(db.execute(_LIVE_JOBS).scalar_one())
 
     def counts(self) -> dict[RunState, int]:
         """How many runs are in each state; states without runs are 0."""
@@ -351,6 +367,11 @@ _TASK_UPDATE = (
     tasks.update()
     .where(tasks.c.run_id == sa.bindparam("new_run_id"), tasks.c.task_id == sa.bindparam("new_of"))
     .values({n: sa.bindparam(f"new_{n}") for n in ("family", "params", "state", "started_at", "ended_at", "message")})
+)
+
+
+_LIVE_JOBS = (
+    sa.select(sa.func.count()).select_from(jobs).where(jobs.c.state.not_in([s.value for s in JobState if s.terminal]))
 )
 
 

@@ -83,9 +83,9 @@ class World:
     daemons: list[Daemon]
     control: AgentControl
 
-    def run(self, **request: Any) -> RunRecord:
-        run = self.store.create(RunRequest(workflow_url="m:T", **request), Owner(sub="s"))
-        self.supervisor.launched(run.run_id, None)
+    def run(self, *, sub: str = "s", **request: Any) -> RunRecord:
+        run = self.store.create(RunRequest(workflow_url="m:T", **request), Owner(sub=sub))
+        self.supervisor.launched(run, None)
         return run
 
     def until(self, run: RunRecord, state: RunState, *, within: float = 20.0) -> RunRecord:
@@ -115,7 +115,9 @@ def lasting(tmp_path: Path, name: str, script: str, ready: Callable[[], bool]) -
 def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
     made: list[tuple[World, Server]] = []
 
-    def make(*, agent_script: str = "import sys; sys.stdin.read()", answers: bool = True) -> World:
+    def make(
+        *, agent_script: str = "import sys; sys.stdin.read()", answers: bool = True, max_runs_per_user: int = 2
+    ) -> World:
         settings = Settings(state_dir=tmp_path)
         database = open_database(settings.database)
         clock, agent = ShiftedClock(), ScriptedAgent()
@@ -140,6 +142,7 @@ def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
             max_runs=2,
             scheduler_url="http://127.0.0.1:1",
             cluster_limit_s=3600,
+            max_runs_per_user=max_runs_per_user,
         )
         world = World(Supervisor(around), store, agent, clock, tmp_path, daemons, control)
         made.append((world, server))
@@ -256,3 +259,20 @@ def test_slots_are_kept(make_world: Callable[..., World]) -> None:
     world.store.move(runs[0].run_id, RunState.CANCELED, "x")
     world.until(runs[2], RunState.INITIALIZING)
     assert world.store.get(runs[3].run_id).state is RunState.QUEUED
+
+
+def test_one_user_does_not_get_all_slots(make_world: Callable[..., World]) -> None:
+    world = make_world(max_runs_per_user=1)
+    eager = [world.run(sub="eager") for _ in range(3)]
+    other = world.run(sub="other")
+    world.until(other, RunState.INITIALIZING)
+    assert [world.store.get(r.run_id).state for r in eager] == [RunState.INITIALIZING, *[RunState.QUEUED] * 2]
+    world.store.move(eager[0].run_id, RunState.CANCELED, "x")
+    world.until(eager[1], RunState.INITIALIZING)
+    world.store.move(eager[2].run_id, RunState.CANCELED, "x")  # by a request, while it waits
+    world.supervisor.changed(eager[2].run_id)
+    world.store.move(eager[1].run_id, RunState.CANCELED, "x")
+    world.supervisor.tick()
+    assert world.store.get(eager[2].run_id).state is RunState.CANCELED
+    world.supervisor.tick()
+    world.until(world.run(sub="eager"), RunState.INITIALIZING)
