@@ -156,7 +156,6 @@ def main(argv: list[str]) -> None:
     os.umask(0o027)
     _limit(spec["limits"])
     _first_to_go()
-    os.nice(5)
     drop_capabilities()
     _done(_libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no new privileges")
     if spec["landlock"]:

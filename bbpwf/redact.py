@@ -17,6 +17,7 @@ _PATTERNS = (
     re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
     re.compile(r"(?i)(?<=bearer )[A-Za-z0-9._~+/=-]{8,}"),
     re.compile(r"\beyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]*"),
+    re.compile(r"""(?<=://)[^/\s:@"']*:[^/\s@"']+(?=@)"""),  # who one is in a URL
     re.compile(r"(?<=X-Amz-Signature=)[0-9a-f]{16,}"),
     re.compile(r"(?<=X-Amz-Security-Token=)[^&\s\"']{16,}"),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ from bbpwf.platform.login import Login
 from bbpwf.platform.tokens import TokenVerifier
 from bbpwf.redact import Redactor
 from bbpwf.settings import Settings
+from bbpwf.workflow.guarded import url_with_pass
 from service import browser, consent, dashboard, errors, explain, launch, openapi, runs, tasks, wes
 from service.access import BodyLimit, Gate
 from service.authority import ProjectAuthority
@@ -71,6 +73,7 @@ class Instance:
     folder_of: Callable[[str], RunFolder]
     containment: Containment
     scheduler_url: str
+    scheduler_key: str
     readiness: Readiness
     metrics: Metrics
     notifier: Notifier
@@ -120,7 +123,7 @@ def create_app(
         instance.launches.resume,
     )
     sessions = browser.BrowserSessions(login, authority, settings.service, instance.clock, offline)
-    luigi = dashboard.Dashboard(instance.scheduler_url)
+    luigi = dashboard.Dashboard(instance.scheduler_url, instance.scheduler_key)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -198,20 +201,22 @@ def _build(
     def folder_of(run_id: str) -> RunFolder:
         return RunFolder(settings, uploads, containment, run_id)
 
-    scheduler_url = f"http://127.0.0.1:{port}"
+    scheduler_url, scheduler_key = f"http://127.0.0.1:{port}", secrets.token_urlsafe(32)
+    redactor.add(scheduler_key)
     plain_env = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "HOME": str(state)}
+    scheduler = scheduler_daemon(port, key=scheduler_key, env=plain_env, state=state, redactor=redactor, clock=clock)
     supervisor = Supervisor(
         Surroundings(
             store=store,
             control=control,
             agent=agent_daemon(agent_argv, env=agent_env, state=state, control=control, redactor=redactor, clock=clock),
-            scheduler=scheduler_daemon(port, env=plain_env, state=state, redactor=redactor, clock=clock),
+            scheduler=scheduler,
             folder_of=folder_of,
             redactor=redactor,
             clock=clock,
             max_runs=settings.service.max_runs,
             max_runs_per_user=settings.service.max_runs_per_user,
-            scheduler_url=scheduler_url,
+            scheduler_url=lambda run_id: url_with_pass(scheduler_url, scheduler_key, run_id),
             cluster_limit_s=settings.provisioner.deadline_s + CLUSTER_SLACK_S,
             public_url=settings.service.public_url or f"http://{settings.service.host}:{settings.service.port}",
         )
@@ -233,6 +238,7 @@ def _build(
         folder_of,
         containment,
         scheduler_url,
+        scheduler_key,
         readiness,
         Metrics(store, LedgerFigures(database, clock), readiness),
         Notifier(notify, outbound, store, told, redactor, clock),

@@ -15,6 +15,7 @@ from bbpwf.clock import Clock
 from bbpwf.cluster.control import AgentControl
 from bbpwf.errors import BbpwfError, Conflict
 from bbpwf.redact import Redactor
+from bbpwf.workflow.guarded import KEY
 from service.children import Child, holders
 
 _log = logging.getLogger(__name__)
@@ -168,8 +169,13 @@ def agent_daemon(
     return Daemon("the cluster agent", start, ready, lock=lock, log=log, clock=clock)
 
 
-def scheduler_daemon(port: int, *, env: Mapping[str, str], state: Path, redactor: Redactor, clock: Clock) -> Daemon:
-    """Luigi's scheduler on a loopback port. Its state file only spares the dashboard a blank page after a restart."""
+def scheduler_daemon(
+    port: int, *, key: str, env: Mapping[str, str], state: Path, redactor: Redactor, clock: Clock
+) -> Daemon:
+    """Luigi's scheduler on a loopback port, which answers passes made with ``key`` (:mod:`bbpwf.workflow.guarded`).
+
+    Its state file only spares the dashboard a blank page after a restart.
+    """
     folder = state / "scheduler"
     lock, log = state / "locks" / "scheduler", state / "log" / "scheduler.log"
     argv = [
@@ -192,7 +198,7 @@ def scheduler_daemon(port: int, *, env: Mapping[str, str], state: Path, redactor
         config = folder / "luigi.cfg"
         config.write_text(_SCHEDULER_CONFIG)
         (folder / "logging.ini").write_text(_SCHEDULER_LOGGING)
-        whole = {**env, "LUIGI_CONFIG_PATH": str(config)}
+        whole = {**env, "LUIGI_CONFIG_PATH": str(config), KEY: key}
         return Child("scheduler", argv, env=whole, cwd=folder, log=log, lock=lock, redactor=redactor)
 
     def ready() -> bool:

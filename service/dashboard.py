@@ -1,7 +1,7 @@
 """Luigi's own dashboard behind our gate: its pages, and of its RPC the calls that only look.
 
 Luigi's handlers answer GET and POST alike, also for calls that change or end tasks. Here a call passes only by
-GET and only if it is in :data:`LOOKS`.
+GET and only if it is one of :data:`bbpwf.workflow.guarded.LOOKS`.
 """
 
 from __future__ import annotations
@@ -15,26 +15,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from bbpwf.errors import ConnectFailed, InvalidInput, NotAuthorized
-
-LOOKS = frozenset(
-    {
-        "dep_graph",
-        "fetch_error",
-        "get_running_task_resources",
-        "get_task_progress_percentage",
-        "get_task_status_message",
-        "graph",
-        "has_task_history",
-        "inverse_dep_graph",
-        "is_pause_enabled",
-        "is_paused",
-        "resource_list",
-        "task_list",
-        "task_search",
-        "worker_list",
-    }
-)
-"""Methods of Luigi 3.8's scheduler RPC that show and change nothing."""
+from bbpwf.workflow.guarded import DASHBOARD, LOOKS, code
 
 _PASSED_ON = ("content-type", "content-encoding", "etag", "last-modified", "cache-control", "vary")
 _LONGEST_QUERY = 16_384
@@ -45,10 +26,15 @@ _POLICY = (
 
 
 class Dashboard:
-    """The proxy. ``base_url`` is the scheduler's, on the loopback address."""
+    """The proxy. ``base_url`` is the scheduler's, on the loopback address; ``key`` is that of its passes."""
 
-    def __init__(self, base_url: str) -> None:
-        self._client = httpx.AsyncClient(base_url=base_url, timeout=httpx.Timeout(30.0, connect=2.0), trust_env=False)
+    def __init__(self, base_url: str, key: str) -> None:
+        self._client = httpx.AsyncClient(
+            base_url=base_url,
+            timeout=httpx.Timeout(30.0, connect=2.0),
+            trust_env=False,
+            auth=(DASHBOARD, code(key, DASHBOARD)),
+        )
 
     async def close(self) -> None:
         """Close its connections."""

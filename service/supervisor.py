@@ -289,7 +289,7 @@ class Supervisor:
         try:
             watched.head = watched.folder.start(
                 run,
-                scheduler_url=self._around.scheduler_url,
+                scheduler_url=self._around.scheduler_url(run.run_id),
                 public_url=self._around.public_url,
                 redactor=self._around.redactor,
             )

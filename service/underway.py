@@ -90,7 +90,8 @@ class Surroundings:
     redactor: Redactor
     clock: Clock
     max_runs: int
-    scheduler_url: str
+    scheduler_url: Callable[[str], str]
+    """Luigi's scheduler, with the pass of a run in it."""
     cluster_limit_s: float
     public_url: str = ""
     max_runs_per_user: int = 10

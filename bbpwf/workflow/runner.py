@@ -19,6 +19,7 @@ from bbpwf.workflow.building import build, extend_path, find_task, import_module
 from bbpwf.workflow.config import luigi_config
 from bbpwf.workflow.context import RunContext, activated
 from bbpwf.workflow.dispatch import OUTPUT_PATIENCE, Dispatcher
+from bbpwf.workflow.guarded import worker_of
 from bbpwf.workflow.patience import PatientAgent
 from bbpwf.workflow.reporting import Reporter
 from bbpwf.workflow.request import MAX_FAILURES, Failure, HeadRequest, Outcome
@@ -108,7 +109,7 @@ def run_local(
             patient.interrupt = lambda: None
             return _cancel(patient, clock, cancel_patience)
         except RPCError as error:
-            raise SchedulerGone(f"Luigi's scheduler at {request.scheduler_url} does not answer: {error}") from error
+            raise SchedulerGone(f"Luigi's scheduler does not answer: {error}") from error
         finally:
             patient.close()
 
@@ -131,7 +132,7 @@ def _execute(
             scheduler,
             dispatcher,
             reporter,
-            worker_id=f"run {request.run_id}",
+            worker_id=worker_of(request.run_id),
             local_slots=request.workers,
             max_jobs=request.max_jobs,
             before_fork=before_fork,

@@ -8,8 +8,7 @@ from typing import Any
 from luigi.rpc import RemoteScheduler
 
 from bbpwf.workflow.flat import FlatScheduler
-
-_MARK = "@"
+from bbpwf.workflow.guarded import mark_of
 
 
 def in_process() -> FlatScheduler:
@@ -31,7 +30,7 @@ class RunScheduler:
 
     def __init__(self, scheduler: RemoteScheduler, run_id: str) -> None:
         self._scheduler: Any = scheduler  # its methods are made at import of luigi.rpc
-        self._suffix = f"{_MARK}{run_id}"
+        self._suffix = mark_of(run_id)
 
     def _out(self, task_id: str) -> str:
         return f"{task_id}{self._suffix}"

@@ -159,6 +159,10 @@ class Service:
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
+    def work_of(self, run_id: str) -> Path:
+        """The folder that the run's own code starts in and may write into."""
+        return self.state / "heads" / run_id / "work"
+
     def ended(self, run_id: str, *, within: float = 90.0) -> dict[str, Any]:
         """The run once it ended."""
 

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import requests
 
-from service.dashboard import LOOKS
+from bbpwf.workflow.guarded import LOOKS
 from tests.integration.service.conftest import Service, processes, wait_until
 from tests.support.browser import browser
 

@@ -7,7 +7,6 @@ import hmac
 import http.client
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -280,7 +279,7 @@ def test_secrets_are_not_in_the_environment_or_arguments_of_what_runs_user_code(
     run_id = service.launch("spy:Spy", files=[("spy.py", module)])
     run = service.ended(run_id)
     assert run["state"] == "COMPLETE", run
-    seen = (Path(service.state) / "runs" / run_id / "seen").read_text()
+    seen = (service.work_of(run_id) / "seen").read_text()
     assert "the-secret-of-the-service-client" not in seen
     assert "BBPWF_" not in seen
     assert "eyJ" not in seen

@@ -218,7 +218,7 @@ def test_a_run_parks_when_consent_is_gone_and_goes_on_after_a_new_login(service:
         let_go(service, run_id)
         run = service.ended(run_id)
         assert run["state"] == "COMPLETE", run
-        renewed = (service.state / "runs" / run_id / "registered").read_text()
+        renewed = (service.work_of(run_id) / "registered").read_text()
         assert claims(renewed)["preferred_username"] == "alice"
         assert claims(renewed)["iss"] == keycloak.url
 
@@ -301,7 +301,7 @@ def test_an_outage_lets_nobody_new_in_and_loses_nothing(service: Service, keyclo
     run = service.ended(run_id)
     assert run["state"] == "COMPLETE", run
     # the launch's own token was lost with the service: the offline login stood in
-    token = (service.state / "runs" / run_id / "registered").read_text()
+    token = (service.work_of(run_id) / "registered").read_text()
     assert claims(token)["preferred_username"] == "ada"
 
 
@@ -326,7 +326,7 @@ def leave(service: Service, keycloak: Keycloak, username: str) -> list[str]:
 
 
 def let_go(service: Service, run_id: str) -> None:
-    (service.state / "runs" / run_id / "go").touch()
+    (service.work_of(run_id) / "go").touch()
 
 
 def claims(token: str) -> dict[str, Any]:

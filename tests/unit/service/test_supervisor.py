@@ -140,7 +140,7 @@ def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
             redactor=Redactor(),
             clock=clock,
             max_runs=2,
-            scheduler_url="http://127.0.0.1:1",
+            scheduler_url=lambda _: "http://127.0.0.1:1",
             cluster_limit_s=3600,
             max_runs_per_user=max_runs_per_user,
         )
