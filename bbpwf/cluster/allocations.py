@@ -262,8 +262,9 @@ class AllocatingBackend:
             words = reason = ""
             if word in _WORDS:
                 state = _WORDS[word]
-            elif end is None:
-                state = JobState.RUNNING if place in said.began else JobState.QUEUED
+            elif end is None:  # its word that a step began may be lost on a full disk, and the step's own is not
+                began = place in said.began or job.state is JobState.RUNNING
+                state = JobState.RUNNING if began else JobState.QUEUED
                 waits = holder is not None and holder.state is JobState.QUEUED
                 reason = f"for its allocation ({holder.reason or 'Priority'})" if holder and waits else ""
             elif place not in seen.leases and (end[0] in _AGAIN or key in seen.released):
@@ -314,24 +315,29 @@ class AllocatingBackend:
             keys = {key for key, of in self._runs.items() if of == run_id}
         if not keys:
             return
-        for key in keys:
-            self._release(key)
         live = {job.batch_id for job in self._ledger.live(self._cluster) if step_of(job.scheduler_id) is not None}
         with self._guard:
             needed = {key for batch_id, key in self._homes.items() if batch_id in live}
+        for key in keys:
+            self._release(key, used=key in needed)
+        with self._guard:
             self._runs = {key: of for key, of in self._runs.items() if key not in keys or key in needed}
             self._homes = {
                 batch_id: key for batch_id, key in self._homes.items() if key not in keys or batch_id in live
             }
 
-    def _release(self, key: str) -> None:
+    def _release(self, key: str, *, used: bool = False) -> None:
+        """Let an allocation end as soon as nothing runs in it; at once if it still waits and is not ``used``.
+
+        One that is used may have begun long since, although nobody has seen it yet: its steps must not end with it.
+        """
         view, _ = self._ledger.job(key)
         if view.state.terminal:
             return
         self._run('cd "$1" && : >released && echo "Q ." >>requests', [f"{self._spool}/allocations/{key}"])
         self._over.add(key)
         faults.point("allocation.released")
-        if view.state is not JobState.RUNNING:
+        if view.state is not JobState.RUNNING and not used:
             self._ledger.cancel(view.run_id, [key])
 
     def _let_go(self, holders: Mapping[str, Live], by_home: Mapping[str, list[Live]]) -> None:

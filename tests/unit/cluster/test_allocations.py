@@ -297,10 +297,19 @@ def test_at_the_end_of_the_run_it_ends_after_its_last_step(rig: Rig) -> None:
     rig.until(lambda: rig.view(key).state is JobState.COMPLETED)
 
 
-def test_steps_that_wait_in_a_released_allocation_go_into_the_next(rig: Rig) -> None:
+def test_steps_that_wait_in_a_released_allocation_run_and_end_it(rig: Rig) -> None:
     key = rig.want("A")
     rig.rounds()
     rig.backend.release("run")  # as at a pause; the allocation was still waiting for its nodes
+    assert not rig.scheduler.cancelled
+    assert rig.start().wait(20) == 0
+    assert rig.asked(key).state is JobState.COMPLETED
+
+
+def test_or_go_into_the_next_if_it_never_began(rig: Rig) -> None:
+    key = rig.want("A")
+    rig.rounds()
+    rig.backend.release("run")
     rig.show_end(JobState.CANCELLED)
     rig.asked(key)
     rig.rounds()
@@ -308,6 +317,36 @@ def test_steps_that_wait_in_a_released_allocation_go_into_the_next(rig: Rig) -> 
     runner = rig.start(generation=1)
     rig.until(lambda: rig.view(key).state is JobState.COMPLETED)
     assert runner.wait(20) == 0
+
+
+def test_a_released_allocation_that_began_unseen_does_not_take_its_steps_along(rig: Rig) -> None:
+    key = rig.want("A", "while [ ! -e go ]; do sleep 0.05; done")
+    rig.rounds()
+    runner = rig.start()
+    rig.scheduler.show(rig.batch_of(rig.holder().key), JobState.QUEUED, "PENDING")  # a controller that is behind
+    rig.until(lambda: rig.view(key).state is JobState.RUNNING)
+    assert rig.holder().state is JobState.QUEUED
+    rig.backend.release("run")
+    rig.monitor.poll()
+    assert not rig.scheduler.cancelled
+    (rig.root / "runs" / "run" / "go").touch()
+    rig.until(lambda: rig.view(key).state is JobState.COMPLETED)
+    assert (runner.wait(20), rig.view(key).attempt) == (0, 1)
+
+
+def test_a_step_that_runs_stays_running_though_the_word_of_its_beginning_was_lost(rig: Rig) -> None:
+    key = rig.want("A", "while [ ! -e go ]; do sleep 0.05; done")
+    rig.rounds()
+    rig.start()
+    rig.until(lambda: rig.view(key).state is JobState.RUNNING)
+    (file,) = rig.spool.glob("allocations/*/steps")
+    said = file.read_text()
+    file.write_text("".join(line for line in said.splitlines(keepends=True) if not line.startswith("S ")))
+    assert file.read_text() != said
+    assert rig.asked(key).state is JobState.RUNNING
+    (rig.root / "runs" / "run" / "go").touch()
+    rig.until(lambda: rig.view(key).state is JobState.COMPLETED)
+    assert rig.view(key).attempt == 1
 
 
 def test_an_allocation_whose_agent_is_gone_is_given_back(rig: Rig) -> None:
