@@ -8,12 +8,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
 from typer.testing import CliRunner
 
 from bbpwf.cli.main import app
+from service.notices import signed
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted(
@@ -97,3 +99,13 @@ def test_the_first_task_of_the_readme_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (made,) = (tmp_path / "state").glob("data/runs/*/hello-you.txt")
     assert made.read_text() == "hello you\n"
+
+
+def test_what_receivers_of_webhooks_are_told_to_check_holds() -> None:
+    (code,) = [each for each in blocks(ROOT / "docs" / "clients.md", "python") if "def is_ours" in each]
+    shown: dict[str, Any] = {}
+    exec(code, shown)
+    headers = signed("a key of the instance", "n1", 1_700_000_000, b"{}")
+    assert shown["is_ours"](b"a key of the instance", headers, b"{}")
+    assert not shown["is_ours"](b"a key of the instance", headers, b"{ }")
+    assert not shown["is_ours"](b"another key", headers, b"{}")
