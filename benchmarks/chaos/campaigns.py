@@ -9,9 +9,10 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +20,16 @@ import requests
 
 from benchmarks.chaos.workload import BEGIN
 
-Kind = Literal["well", "badly", "mended", "cancelled", "paused"]
+Kind = Literal["well", "badly", "mended", "cancelled", "paused", "alone"]
 TURNS: tuple[Kind, ...] = ("mended", "well", "cancelled", "mended", "paused", "badly")
+ALONE_EVERY_S = 3.0
+"""Between the campaigns without jobs: no cluster's misery keeps these from their end."""
 
 _DOOMS = 2
 
 MODULE = '''
 import sys
+import time
 from pathlib import Path
 
 import luigi
@@ -73,6 +77,32 @@ exit "$code"
         return RemoteTarget(f"{{self.campaign}}-{{self.number}}")
 
 
+class Alone(luigi.Task):
+    """Has no jobs, and fails the first time."""
+
+    campaign = luigi.Parameter()
+
+    def complete(self):
+        return (FOLDER / "firsts" / f"{{self.campaign}}.done").exists()
+
+    def run(self):
+        first = FOLDER / "firsts" / self.campaign
+        if self._made(first):
+            raise ValueError("the first time")
+        self._made(first.with_suffix(".done"))
+
+    def _made(self, folder):
+        while True:
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                return False
+            except OSError:  # the disk is full
+                time.sleep(0.5)
+            else:
+                return True
+
+
 class Campaign(luigi.WrapperTask):
     """All of them; the last waits for the others."""
 
@@ -82,6 +112,8 @@ class Campaign(luigi.WrapperTask):
     kind = luigi.Parameter()
 
     def requires(self):
+        if self.kind == "alone":
+            return Alone(campaign=self.name)
         return Piece(campaign=self.name, number=self.size - 1, of=self.size, seconds=self.seconds, kind=self.kind)
 
 
@@ -150,7 +182,7 @@ class Client:
 
 
 class Campaigns:
-    """Keeps ``most`` campaigns under way; their kinds take turns."""
+    """Keeps ``most`` campaigns under way, whose kinds take turns, and one without jobs."""
 
     def __init__(self, client: Client, chance: random.Random, folder: Path, *, most: int) -> None:
         self.all: list[Campaign] = []
@@ -160,7 +192,7 @@ class Campaigns:
         self._most = most
         self._guard = threading.Lock()
         self._stopping = threading.Event()
-        self._pool = ThreadPoolExecutor(most, thread_name_prefix="campaign")
+        self._pool = ThreadPoolExecutor(most + 1, thread_name_prefix="campaign")
 
     @property
     def tally(self) -> Path:
@@ -174,8 +206,10 @@ class Campaigns:
             (self.folder / name).chmod(0o777)  # heads may have another user's rights
         text = MODULE.format(folder=str(self.folder), begin=BEGIN, dooms=_DOOMS)
         (workflows / "stormy.py").write_text(text)
+        turns = cycle(TURNS)
         for _ in range(self._most):
-            self._pool.submit(self._loop)
+            self._pool.submit(self._loop, turns)
+        self._pool.submit(self._loop, cycle(["alone"]), pause_s=ALONE_EVERY_S)
 
     def stop(self, within: float) -> None:
         """No new campaigns; waits until all have ended, or for so many seconds."""
@@ -189,11 +223,12 @@ class Campaigns:
         draft.write_text(armed)
         draft.rename(self.folder / "orders" / f"{time.monotonic_ns()}")
 
-    def _loop(self) -> None:
-        while not self._stopping.is_set():
+    def _loop(self, kinds: Iterator[Kind], pause_s: float = 0.0) -> None:
+        while not self._stopping.wait(pause_s):
             with self._guard:
-                kind = TURNS[len(self.all) % len(TURNS)]
-                campaign = Campaign(f"c{len(self.all)}", kind, self._chance.choice([2, 3, 5]))
+                kind = next(kinds)
+                size = 0 if kind == "alone" else self._chance.choice([2, 3, 5])
+                campaign = Campaign(f"c{len(self.all)}", kind, size)
                 self.all.append(campaign)
             try:
                 self._one(campaign)
@@ -224,7 +259,7 @@ class Campaigns:
             self._client.ask("POST", f"{path}/pause", fine=(200, 409))  # it may have ended already
             self._stopping.wait(self._chance.uniform(0.0, 3.0))
             self._client.ask("POST", f"{path}/resume", fine=(200, 409))
-        elif campaign.kind == "mended":
+        elif campaign.kind in {"mended", "alone"}:
             self._ended(path)
             self._client.ask("POST", f"{path}/resume", fine=(200, 409))  # 409: an answer that was lost
         self._ended(path)

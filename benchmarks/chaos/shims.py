@@ -146,10 +146,11 @@ class Shims:
         """Which sshd accepts connections now: it is never among those that are cut."""
         (self._folder / "listener").write_text(str(pid))
 
-    def order(self, command: str, what: str) -> None:
-        """Let the next call of a command go wrong so."""
+    def order(self, command: str, what: str, *, urgent: bool = False) -> None:
+        """Let the next call of a command go wrong so, after the orders given before; ``urgent`` ones go first."""
         self._count += 1
-        (self._folder / "orders" / f"{command}.{self._count:06d}.{what}").touch()
+        turn = f"{0 if urgent else 1}{self._count:06d}"
+        (self._folder / "orders" / f"{command}.{turn}.{what}").touch()
 
     def withdraw(self) -> None:
         """Forget orders that nobody took."""

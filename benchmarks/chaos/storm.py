@@ -117,7 +117,7 @@ class Storm:
             orders, kind = _PROVOKED.get(name.rpartition(".")[0], ((), None))
             if self._cluster is not None:
                 for what in orders:
-                    self._cluster.shims.order("sbatch", what)
+                    self._cluster.shims.order("sbatch", what, urgent=True)
             if kind is not None:
                 kinds.append(kind)
         self._workload.next(kinds)

@@ -20,6 +20,7 @@ _ENDS = {
     "mended": ("COMPLETE", ""),
     "badly": ("EXECUTOR_ERROR", "exit code 7"),
     "cancelled": ("CANCELED", "canceled by alice"),
+    "alone": ("COMPLETE", ""),
 }
 """By kind of campaign: the state that its run is to end in, and what the reason must say."""
 
@@ -69,7 +70,7 @@ def _ended_otherwise(campaign: Campaign, run: Run | None) -> str:
     state, reason = _ENDS[campaign.kind]
     if run.state != state or reason not in run.reason:
         return f"it is {run.state} ({run.reason[:300]})"
-    if run.incarnation > 1 and campaign.kind != "mended":
+    if run.incarnation > 1 and campaign.kind not in {"mended", "alone"}:
         return f"it ended in incarnation {run.incarnation}, though nobody resumed it"
     return ""
 
