@@ -25,7 +25,6 @@ from bbpwf.cluster.runs import RunRecord
 from bbpwf.errors import BbpwfError, Conflict, InvalidInput
 from bbpwf.log import about
 from bbpwf.states import RunState
-from bbpwf.workflow.request import Outcome
 from service.daemons import LONGEST_BACKOFF_S, PREDECESSOR_GRACE_S, end_holders, tail
 from service.underway import (
     AGENT_LIMIT_S,
@@ -332,8 +331,9 @@ class Supervisor:
         outcome = watched.folder.outcome(run)
         if outcome is None:
             return
+        outcome = outcome.masked(self._around.redactor.mask)
         state = RunState(outcome.state)
-        details = self._details(outcome)
+        details = outcome.model_dump(mode="json")
         if state is RunState.CANCELED:  # told to stop by somebody else than us, e.g. the machine going down
             self._store.move(run.run_id, RunState.CANCELING, outcome.reason, outcome=details)
             return
@@ -363,7 +363,7 @@ class Supervisor:
             return
         if left == 0:
             outcome = watched.folder.outcome(run)
-            details = self._details(outcome) if outcome else None
+            details = outcome.masked(self._around.redactor.mask).model_dump(mode="json") if outcome else None
             self._finish(watched, RunState.CANCELED, run.reason or "canceled", details)
         elif waited > CANCEL_LIMIT_S:
             reason = f"{left} jobs of the canceled run were not seen to end within {CANCEL_LIMIT_S:.0f} s"
@@ -378,16 +378,6 @@ class Supervisor:
         self._store.move(watched.run_id, state, self._around.redactor.mask(reason), outcome=outcome)
         _log.info("run %s is %s: %s", watched.run_id, state, reason, extra={"run_id": watched.run_id})
         self._forget(watched)
-
-    def _details(self, outcome: Outcome) -> dict[str, object]:
-        """The outcome as it is kept: it quotes logs, and what is in them is for nobody to know beforehand."""
-
-        def masked(value: object) -> object:
-            return self._around.redactor.mask(value) if isinstance(value, str) else value
-
-        details = outcome.model_dump(mode="json")
-        details["failed"] = [{name: masked(value) for name, value in each.items()} for each in details["failed"]]
-        return {name: masked(value) for name, value in details.items()}
 
     def _forget(self, watched: Watched) -> None:
         self._active.pop(watched.run_id, None)

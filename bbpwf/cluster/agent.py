@@ -290,8 +290,10 @@ class BoundAgent:
             raise
 
     def report(self, tasks: Sequence[TaskReport]) -> None:
-        """Record Luigi tasks."""
-        self._agent.runs.report(self._run_id, tasks)
+        """Record Luigi tasks. Everybody of the project reads what they say: known secrets are masked."""
+        mask = self._agent.tokens.mask
+        masked = [each.model_copy(update={"message": mask(each.message)}) if each.message else each for each in tasks]
+        self._agent.runs.report(self._run_id, masked)
 
     def _transport(self, cluster: str) -> Transport:
         runtime = self._agent.cluster(cluster)

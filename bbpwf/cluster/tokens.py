@@ -89,6 +89,10 @@ class Tokens:
         self._people: dict[str, tuple[SecretStr, float]] = {}
         self._service: tuple[SecretStr, float] | None = None
 
+    def mask(self, text: str) -> str:
+        """``text`` without any token or other secret that the redactor knows."""
+        return self._redactor.mask(text)
+
     def put(self, run_id: str, token: SecretStr) -> None:
         """Keep the token that a run was launched (or resumed) with."""
         self._redactor.add(token.get_secret_value())

@@ -61,7 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, on_term)
     faults.arm(os.environ.get(faults.VARIABLE, ""))
     run_id = Path(arguments[0]).name if arguments else ""
-    log.configure(Redactor(), as_json=os.environ.get("BBPWF_LOG_JSON") == "true", always={"run_id": run_id})
+    redactor = Redactor()
+    log.configure(redactor, as_json=os.environ.get("BBPWF_LOG_JSON") == "true", always={"run_id": run_id})
     if len(arguments) != 1:
         _log.error("usage: python -m bbpwf.workflow.head RUN_DIR")
         return Exit.INVALID_INPUT
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         _log.error("the head ends, to be started again: %s", error)
         return Exit.START_AGAIN
     faults.point("head.outcome.before")
-    write_outcome(folder / where, outcome)
+    write_outcome(folder / where, outcome.masked(redactor.mask))
     faults.point("head.outcome.after")
     _log.info("the run is %s %s", outcome.state, outcome.reason)
     return code

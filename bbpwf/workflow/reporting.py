@@ -10,6 +10,7 @@ from luigi.task_status import DONE, FAILED, PENDING, RUNNING
 
 from bbpwf.cluster.api import RunAgent
 from bbpwf.cluster.jobs import TaskReport
+from bbpwf.redact import Redactor
 from bbpwf.workflow.request import Failure
 
 BATCH = 500
@@ -24,18 +25,27 @@ _STATES = {DONE: "DONE", PENDING: "PENDING", RUNNING: "RUNNING"}
 
 
 class Reporter:
-    """The newest state of every task; changes go to the agent in the order in which they happened."""
+    """The newest state of every task; changes go to the agent in the order in which they happened.
+
+    What tasks say may quote what they were given, a token say: what looks like a secret is masked.
+    """
 
     def __init__(self, agent: RunAgent) -> None:
         self._agent = agent
+        self._redactor = Redactor()
         self._reports: dict[str, TaskReport] = {}
         self._changed: dict[str, None] = {}
         self._sent = 0.0
         self.failures: dict[str, list[Failure]] = {}
         self.platform_failures: set[str] = set()
 
+    def masked(self, text: str) -> str:
+        """``text`` without what looks like a secret. To be done before anything is cut off."""
+        return self._redactor.mask(text) if text else text
+
     def note(self, task: Any, status: str, message: str = "") -> None:
         """A task is in this Luigi status now; anything but DONE, PENDING and RUNNING is a failure."""
+        message = self.masked(message)
         state: Any = _STATES.get(status, "FAILED")
         known = self._reports.get(task.task_id)
         now = time.time()
@@ -64,6 +74,7 @@ class Reporter:
 
     def message(self, task_id: str, message: str) -> None:
         """How far a running task is."""
+        message = self.masked(message)
         known = self._reports.get(task_id)
         if known is not None and known.message != message:
             self._reports[task_id] = known.model_copy(update={"message": message[-MESSAGE_CHARS:]})

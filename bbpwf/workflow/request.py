@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,6 +104,14 @@ class Outcome(_Open):
     state: Literal["COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED"]
     reason: str = ""
     failed: tuple[Failure, ...] = ()
+
+    def masked(self, mask: Callable[[str], str]) -> Outcome:
+        """The same with every text passed through ``mask``: it quotes logs, with whatever is in them."""
+        failed = tuple(
+            each.model_copy(update={name: mask(value) for name, value in each if isinstance(value, str)})
+            for each in self.failed
+        )
+        return self.model_copy(update={"reason": mask(self.reason), "failed": failed})
 
 
 def parse_request(text: str | bytes, *, where: str = "") -> HeadRequest:

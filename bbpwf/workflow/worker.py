@@ -152,8 +152,8 @@ class Worker(_Base):  # type: ignore[misc]  # see _Base
         self._reporter.note(task, status, text if status == FAILED else self._broken.get(task.task_id, ""))
 
     def _note_broken(self, task: Any, trace: str) -> None:
-        error = sys.exc_info()[1]
-        reason = str(error) if isinstance(error, BbpwfError) else trace.strip().splitlines()[-1]
+        error, trace = sys.exc_info()[1], self._reporter.masked(trace)
+        reason = self._reporter.masked(str(error)) if isinstance(error, BbpwfError) else trace.strip().splitlines()[-1]
         self._broken[task.task_id] = reason
         detail = "" if isinstance(error, BbpwfError) else trace[-LOG_TAIL_CHARS:]
         self._reporter.failed(
@@ -273,6 +273,8 @@ class Worker(_Base):  # type: ignore[misc]  # see _Base
     def _take(self, result: Result) -> None:
         """Tell the scheduler how a task ended, or what it asks for before it can go on."""
         task_id, status, explanation, missing, wanted = result
+        if isinstance(explanation, str):  # whoever may see the dashboard reads it
+            explanation = self._reporter.masked(explanation)
         task = self._scheduled_tasks[task_id]
         if task_id not in self._running_tasks:  # it was given up meanwhile
             return

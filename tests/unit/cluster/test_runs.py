@@ -10,15 +10,19 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from pydantic import SecretStr
 
 from bbpwf.clock import SystemClock
 from bbpwf.cluster import migrating
+from bbpwf.cluster.agent import Agent
 from bbpwf.cluster.database import Database, open_database
 from bbpwf.cluster.jobs import JobSpec, TaskReport, job_key
 from bbpwf.cluster.ledger import Ledger
 from bbpwf.cluster.runs import Owner, RunRequest, RunStore
 from bbpwf.cluster.schema import metadata
+from bbpwf.cluster.tokens import Tokens
 from bbpwf.errors import Conflict, InvalidInput, LedgerError, NotFound
+from bbpwf.redact import Redactor
 from bbpwf.states import RunState
 from tests.support.clock import ManualClock
 
@@ -95,6 +99,18 @@ def test_counts_tell_every_state(store: RunStore) -> None:
     counts = store.counts()
     assert counts[RunState.QUEUED] == 1
     assert set(counts) == set(RunState)
+
+
+def test_what_tasks_say_is_kept_without_the_token_that_they_were_given(store: RunStore, database: Database) -> None:
+    clock, redactor = ManualClock(), Redactor()
+    run = store.create(request(), ALICE)
+    bound = Agent(Ledger(database, clock), store, {}, Tokens(clock, redactor), clock).for_run(
+        run.run_id, token=SecretStr("opaque-token-of-alice")
+    )
+    said = "Nexus refused opaque-token-of-alice"
+    bound.report([TaskReport(task_id="Gen_1", family="Gen", state="FAILED", message=said)])
+    (task,), _ = store.tasks(run.run_id)
+    assert task.reason == "Nexus refused [redacted]"
 
 
 def test_tasks_show_luigi_s_view_and_each_element_of_an_array(store: RunStore, database: Database) -> None:
