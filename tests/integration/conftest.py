@@ -14,8 +14,10 @@ from bbpwf.clock import SystemClock
 from bbpwf.transport.hostkeys import HostKeyPins
 from bbpwf.transport.ssh import SshTransport
 from bbpwf.transport.ssh_connection import Login
-from sandbox import headnode
+from sandbox import headnode, moto
 from sandbox.headnode import HeadNode
+from tests.support.canary import Canary, Home
+from tests.support.issuer import SECRET
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +42,18 @@ def head_transport(slurm_cluster: HeadNode, tmp_path: Path) -> Iterator[SshTrans
     transport = SshTransport(login, key, HostKeyPins(tmp_path / "known_hosts"), clock=SystemClock())
     yield transport
     transport.close()
+
+
+LOGINS = (Home("*/credentials.json", "a JWT", "somebody's own login, which `bbpwf login` keeps for them"),)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_secrets_are_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """After all tests of this process: no state folder, spool or log that any of them left holds a secret."""
+    yield
+    canary = Canary()
+    canary.plant("the service's client secret", SECRET)
+    canary.plant("the AWS secret key", moto.CREDENTIALS["AWS_SECRET_ACCESS_KEY"])
+    base = tmp_path_factory.getbasetemp()
+    leaks = {f"{leak.secret}: {leak.where}" for leak in canary.in_what_was_written(base, LOGINS)}
+    assert not leaks, "secrets in what tests left:\n" + "\n".join(sorted(leaks))
