@@ -16,13 +16,19 @@ import docker
 import pytest
 import requests
 
+from bbpwf.settings import Settings
 from container import sbom
 from tests.integration.gateway.conftest import CANARIES, NETWORK, SERVICE_UID, Gateway, Member
 from tests.integration.service.conftest import wait_until
+from tests.support.canary import settings_secrets
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(900)]
 
 LONGEST = 120.0
+KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----(\s|\\n)+[A-Za-z0-9+/]{40}")
+"""A private key and not just the mention of one, as libraries that read keys have it."""
+LIBRARIES = re.compile(r"(\./)?(usr/|opt/bbpwf/)?lib/(?!python3[.0-9]+/site-packages/(bbpwf|service|tasks)/)")
+"""Some bring the keys of their own tests along, which everybody knows: GnuTLS, Tornado, jwcrypto."""
 
 
 def made_since(daemon: docker.DockerClient, since: int, project: str) -> int:
@@ -175,11 +181,16 @@ def test_no_secret_is_in_any_layer_of_the_image(daemon: docker.DockerClient, bui
     names: set[str] = set()
     for name, content in _files(daemon, built):
         names.add(name)
+        assert LIBRARIES.match(name) or not KEY.search(content), f"a private key is in {name}"
         for canary in canaries:
             assert canary not in content, f"{canary!r} is in {name}"
     assert "usr/local/bin/entry" in names  # the layers were really read
     assert not [each for each in names if re.search(r"(^|/)(\.env|id_rsa.*|credentials\.json|sandbox/\w+\.py)$", each)]
     assert not [each for each in names if each.endswith("/site-packages/pip/__init__.py")]
+    given = {each.partition("=")[0] for each in daemon.images.get(built).attrs["Config"]["Env"]}
+    assert given
+    assert not given & settings_secrets(Settings).keys()
+    assert not [each for each in given if re.search("SECRET|TOKEN|PASSWORD|CREDENTIAL", each)]
 
 
 def test_the_image_is_small_and_its_contents_are_listed(
