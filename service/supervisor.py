@@ -185,7 +185,7 @@ class Supervisor:
         return len(self._active) < self._around.max_runs
 
     def _advance(self, watched: Watched, *, ready: bool) -> None:
-        run = self._store.get(watched.run_id)
+        run = self._as_it_is(watched)
         if run.state.terminal or run.state is RunState.PAUSED:  # by a request; a paused run's jobs go on
             self._forget(watched)
         elif run.state is RunState.CANCELING:
@@ -201,6 +201,13 @@ class Supervisor:
                 self._initialize(watched, run)
             elif run.state is RunState.RUNNING:
                 self._run(watched, run, ready=ready)
+
+    def _as_it_is(self, watched: Watched) -> RunRecord:
+        """The run; one that goes on running changes in nothing that matters here, and is not read in full each time."""
+        run = watched.run
+        if run is None or not run.state is self._store.state(watched.run_id) is RunState.RUNNING:
+            run = watched.run = self._store.get(watched.run_id)
+        return run
 
     def _no_agent(self, watched: Watched, run: RunRecord) -> None:
         now = self._around.clock.monotonic()

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from bbpwf.clock import Clock
 from bbpwf.cluster.control import AgentControl
+from bbpwf.cluster.records import RunRecord
 from bbpwf.cluster.runs import RunStore
 from bbpwf.redact import Redactor
 from service.children import Child
@@ -61,6 +62,8 @@ class Watched:
     sub: str
     folder: RunFolder
     token: SecretStr | None = None
+    run: RunRecord | None = None
+    """As it was read last."""
     head: Child | None = None
     head_since: float = 0.0
     restarts: int = 0
