@@ -8,7 +8,7 @@ import os
 
 import uvicorn
 
-from bbpwf import faults, log, settings
+from bbpwf import faults, log, memory, settings
 from bbpwf.clock import SystemClock
 from bbpwf.redact import Redactor
 from bbpwf.settings import Settings
@@ -40,6 +40,7 @@ def serve_here(host: str, port: int) -> None:
     app = create_app(configured, redactor=redactor, clock=SystemClock())
     hold(app.state.instance)
     _warn(configured)
+    gc.set_threshold(*memory.COLLECT_AFTER)
     gc.collect()
     gc.freeze()  # what is there now stays: a look through all of it would stop every request for 60 ms, once a second
     uvicorn.run(
