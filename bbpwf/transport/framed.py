@@ -25,6 +25,8 @@ GRACE_S = 5.0
 
 _SLOWEST_LINK = 128 * 1024  # bytes a second that a link is expected to carry: large data gets more time
 _LONGEST_HEADER = 200
+_SHORT = 1024
+"""Bytes of a command's stdin that the far end's shell reads itself, byte by byte; more are faster read by a program."""
 _LONGEST_GREETING = 1024 * 1024
 
 
@@ -123,7 +125,8 @@ class FramedShell:
         command = shell.quote(argv).encode(errors="surrogateescape")
         with self._turn:
             self._next += 1
-            header = f"{self._next} {max(1, round(timeout * 1000))} {cap} {len(command)} {len(stdin)}\n"
+            text = "t" if 0 < len(stdin) <= _SHORT and b"\0" not in stdin else ""
+            header = f"{self._next} {max(1, round(timeout * 1000))} {cap} {len(command)} {text}{len(stdin)}\n"
             what = argv[0].rsplit("/", 1)[-1]
             margin = GRACE_S + (len(stdin) + len(command)) / _SLOWEST_LINK
             deadline = self._clock.monotonic() + timeout + margin

@@ -1,11 +1,13 @@
 # The far end of bbpwf.transport.framed: runs one command after another in a login shell, for bash 4.2 or later.
 # fd 7 brings requests, fd 8 takes answers; $1 is a nonce that starts every answer. Programs are started only for
-# the command itself and for data that is large or holds NUL bytes: each costs about a millisecond.
+# the command itself and for data that is large or holds NUL bytes: each costs about a millisecond, as much as reading a
+# kilobyte byte by byte, which is how the shell reads.
 #
 #   request   id limit_ms cap command_length stdin_length NEWLINE command stdin "."
 #   answer    nonce id exit_code stdout_length stderr_length flags NEWLINE stdout stderr
 #
-# The command is shell text that names one program; flags are T (out of time), C (capped), always followed by -.
+# The command is shell text that names one program; a t before stdin_length says that stdin is short and has no NUL;
+# flags are T (out of time), C (capped), always followed by -.
 
 # whatever a profile script may have left behind
 set +eufmCvx
@@ -60,18 +62,26 @@ collect() { # stream $1: $size, and if it is short and plain also $text; else fa
 
 printf '\n%s READY\n' "$nonce" >&8
 while IFS=' ' read -r -t $forever id limit cap length input <&7; do
-    if [ "$length" -le 4096 ]; then
+    if [ "$length" -le 1024 ]; then
         IFS= read -r -t $forever -N "$length" command <&7 || exit
     else
         head -c "$length" <&7 >"$t/command"
         IFS= read -r -d '' command <"$t/command"
         [ "${#command}" -eq "$length" ] || exit
     fi
-    from=/dev/null
-    if [ "$input" -gt 0 ]; then
-        from=$t/in
-        head -c "$input" <&7 >"$from" || exit
-    fi
+    from=/dev/null large=0
+    case $input in
+        0) ;;
+        t*)
+            from=$t/i.$id
+            IFS= read -r -t $forever -N "${input#t}" text <&7 && printf %s "$text" >"$from" || exit
+            ;;
+        *)
+            from=$t/i.$id
+            [ "$input" -le 65536 ] || large=1
+            head -c "$input" <&7 >"$from" || exit
+            ;;
+    esac
     IFS= read -r -t $forever -N 1 end <&7 && [ "$end" = . ] || exit # a request that was cut short is not run
 
     # files of its own for each command: what one leaves running may go on writing to them
@@ -82,6 +92,12 @@ while IFS=' ' read -r -t $forever id limit cap length input <&7; do
         trap : TERM # outlives the command that is told to end, to say how it did
         (
             if [ -n "$had" ]; then LC_ALL=$locale; else unset LC_ALL; fi
+            case $command in # the commonest, without a program that only sets a variable
+                "env LC_ALL=C stat "* | "env LC_ALL=C dd "* | "env LC_ALL=C bash "*)
+                    export LC_ALL=C
+                    command=${command#env LC_ALL=C }
+                    ;;
+            esac
             eval "exec -- $command"
         ) <"$from" >>"$o" 2>>"$e" 6>&-
         code=$?
@@ -125,7 +141,7 @@ while IFS=' ' read -r -t $forever id limit cap length input <&7; do
         if [ $eplain = 0 ]; then printf %s "$text" >&8; else head -c "$size" "$e" >&8; fi
     fi
     otext= text= command=
-    if [ "$((oplain + eplain + input))" != 0 ] || [ $((id % 64)) = 0 ]; then
+    if [ "$((oplain + eplain + large))" != 0 ] || [ $((id % 64)) = 0 ]; then
         rm -f -- "$t"/[oei]*
     fi
 done

@@ -13,13 +13,23 @@ from bbpwf.errors import BbpwfError, CommandFailed, NotFound
 from bbpwf.transport.protocol import Completed, FileStat
 
 _C = ("env", "LC_ALL=C")  # messages in English: they tell an absent file from one that may not be seen
+_FEW = 2048
+"""Characters of names that go into one command line."""
 _ABSENT = (b"No such file or directory", b"Not a directory")
 
 
 def stat_command(paths: Sequence[str]) -> tuple[list[str], bytes]:
-    """The command, and its stdin, that looks at all of ``paths`` in one go."""
-    stdin = b"".join(os.fsencode(path) + b"\0" for path in paths)
-    return [*_C, "xargs", "-0", "-r", "stat", "-L", r"--printf=%n\0%s %.9Y %f\0", "--"], stdin
+    """The command, and its stdin, that looks at all of ``paths`` in one go; for few of them that is one program."""
+    end = _separator(paths)
+    look = ["stat", "-L", rf"--printf=%n{end}%s %.9Y %f{end}", "--"]
+    if sum(len(path) for path in paths) <= _FEW:
+        return [*_C, *look, *paths], b""
+    return [*_C, "xargs", "-0", "-r", *look], b"".join(os.fsencode(path) + b"\0" for path in paths)
+
+
+def _separator(paths: Sequence[str]) -> str:
+    """What stands between a file's name and its facts: lines are cheaper to send than what no name can hold."""
+    return r"\0" if any("\n" in path for path in paths) else r"\n"
 
 
 def stat_answer(paths: Sequence[str], done: Completed, *, where: str) -> list[FileStat | None]:
@@ -29,7 +39,7 @@ def stat_answer(paths: Sequence[str], done: Completed, *, where: str) -> list[Fi
         CommandFailed: something else than absence kept a path from being looked at, or the answer was cut.
     """
     found: dict[bytes, FileStat] = {}
-    fields = done.stdout.split(b"\0")
+    fields = done.stdout.split(b"\0" if _separator(paths) == r"\0" else b"\n")
     try:
         for name, facts in zip(fields[:-1:2], fields[1::2], strict=True):
             size, mtime, mode = facts.split()
@@ -37,7 +47,7 @@ def stat_answer(paths: Sequence[str], done: Completed, *, where: str) -> list[Fi
     except ValueError:
         raise _failed("stat answered something else than was asked for", done, where) from None
     complaints = [line for line in done.stderr.splitlines() if line.strip() and not line.endswith(_ABSENT)]
-    if done.truncated or complaints or done.exit_code not in {0, 123}:
+    if done.truncated or complaints or done.exit_code not in {0, 1, 123}:  # 123: xargs' word for "some failed"
         raise _failed("files could not be looked at", done, where)
     answers = [found.get(os.fsencode(path)) for path in paths]
     if None in answers and not done.stderr:

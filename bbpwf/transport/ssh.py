@@ -100,7 +100,8 @@ class SshTransport:
         if not paths:
             return []
         argv, stdin = remote_files.stat_command(paths)
-        done = self.run(argv, stdin=stdin, cap=2 * len(stdin) + 400 * len(paths))
+        names = sum(len(os.fsencode(path)) for path in paths)
+        done = self.run(argv, stdin=stdin, cap=2 * names + 400 * len(paths))
         return remote_files.stat_answer(paths, done, where=self.where)
 
     def read(self, path: str, *, offset: int = 0, limit: int = DEFAULT_CAP) -> bytes:

@@ -332,6 +332,8 @@ def test_stat_answers_in_order_and_none_for_nothing(transport: Transport, tmp_pa
     assert link is not None
     assert link.is_dir
     assert again == seen[0]
+    for path, facts in zip(paths, seen, strict=False):  # alone, and in a company without line breaks
+        assert transport.stat([path, f"{tmp_path}/absent"]) == [facts, None]
     assert transport.stat([]) == []
 
 
