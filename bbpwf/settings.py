@@ -195,6 +195,10 @@ class HeadsSettings(_Section):
     )
     read_paths: tuple[Path, ...] = Field((), description="Further files and folders that they may read.")
     write_paths: tuple[Path, ...] = Field((), description="Further folders that they may write to.")
+    spare: bool = Field(
+        True,
+        description="Keep one head started and waiting (about 60 MB), so that a launch need not wait for Python.",
+    )
     local_cluster: bool = Field(
         False,
         description="Let runs use this machine as the cluster `local`, too. Its jobs run as the agent's own user, who "

@@ -39,7 +39,7 @@ from service.children import Lock
 from service.containment import Containment
 from service.daemons import agent_daemon, scheduler_daemon
 from service.gateway.passes import PassChecker
-from service.heads import RunFolder
+from service.heads import RunFolder, Spare
 from service.health import Readiness
 from service.idle import IdleStop, Noted, Use
 from service.launches import Launches
@@ -198,8 +198,10 @@ def _build(
     catalogue = Catalogue(settings, uploads, containment, clock)
     control = AgentControl(state / "agent.sock")
 
+    spare = Spare(settings, containment, redactor, clock)
+
     def folder_of(run_id: str) -> RunFolder:
-        return RunFolder(settings, uploads, containment, run_id)
+        return RunFolder(settings, uploads, containment, spare, run_id)
 
     scheduler_url, scheduler_key = f"http://127.0.0.1:{port}", secrets.token_urlsafe(32)
     redactor.add(scheduler_key)
@@ -212,6 +214,7 @@ def _build(
             agent=agent_daemon(agent_argv, env=agent_env, state=state, control=control, redactor=redactor, clock=clock),
             scheduler=scheduler,
             folder_of=folder_of,
+            spare=spare,
             redactor=redactor,
             clock=clock,
             max_runs=settings.service.max_runs,

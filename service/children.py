@@ -113,6 +113,9 @@ class Child:
         cell: Cell | None = None,
     ) -> None:
         self.name = name
+        self._log = log
+        self._lock = lock
+        self._redactor = redactor
         held = Lock(lock)
         try:
             self._process = subprocess.Popen(
@@ -130,7 +133,7 @@ class Child:
         finally:
             held.close()
         self._pump = threading.Thread(
-            target=_pump, args=(self._process.stdout, log, redactor), name=f"log of {name}", daemon=True
+            target=self._copy, args=(self._process.stdout,), name=f"log of {name}", daemon=True
         )
         self._pump.start()
         _log.info("started %s, process %d", name, self.pid)
@@ -139,6 +142,24 @@ class Child:
     def pid(self) -> int:
         """Process id, also the id of its session and group."""
         return self._process.pid
+
+    def become(self, name: str, *, log: Path, lock: Path, word: bytes) -> None:
+        """Give a child that waits for it its task: another name, log and lock, and ``word`` on its standard input.
+
+        Raises:
+            Conflict: the lock is held: an earlier child is still there. This one is as it was.
+            OSError: it has ended.
+        """
+        if self._process.stdin is None or self.exit_code() is not None:
+            raise ProcessLookupError(f"{self.name} has ended")
+        free = Lock(lock)
+        try:
+            self._lock.replace(lock)  # with what it says of us, and with the hold that the child has on it
+        finally:
+            free.close()
+        _log.info("%s is %s now, process %d", self.name, name, self.pid)
+        self.name, self._log, self._lock = name, log, lock
+        os.write(self._process.stdin.fileno(), word)
 
     def exit_code(self) -> int | None:
         """``None`` while it runs; negative for a signal, as in :mod:`subprocess`."""
@@ -173,13 +194,13 @@ class Child:
             self._process.wait(seconds)
         return self.exit_code() is not None
 
-
-def _pump(source: IO[bytes], log: Path, redactor: Redactor) -> None:
-    """Copy lines to the log until the last writer is gone."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with source, contextlib.suppress(ValueError, OSError):
-        while line := source.readline(_LONGEST_LINE):
-            if log.exists() and log.stat().st_size > LOG_CAP:
-                log.replace(log.with_name(log.name + ".1"))
-            with log.open("a", encoding="utf-8") as file:
-                file.write(redactor.mask(line.decode(errors="replace")))
+    def _copy(self, source: IO[bytes]) -> None:
+        """Copy lines to the log until the last writer is gone."""
+        with source, contextlib.suppress(ValueError, OSError):
+            while line := source.readline(_LONGEST_LINE):
+                log = self._log
+                log.parent.mkdir(parents=True, exist_ok=True)
+                if log.exists() and log.stat().st_size > LOG_CAP:
+                    log.replace(log.with_name(log.name + ".1"))
+                with log.open("a", encoding="utf-8") as file:
+                    file.write(self._redactor.mask(line.decode(errors="replace")))

@@ -260,6 +260,22 @@ class Containment:
         with self._guard:
             self._in_use.discard(cell.uid)
 
+    def rename(self, cell: Cell, name: str) -> Cell | None:
+        """The cell with all that runs in it under a name that no cell has; ``None`` if one has it."""
+        folder = self.root / name
+        if folder.exists():
+            return None
+        cell.folder.rename(folder)  # what Landlock allows is remembered by inode, and moves with it
+        return self._cell(folder, cell.uid)
+
+    def remove(self, cell: Cell) -> None:
+        """Leave a cell for good, with everything in it."""
+        self.leave(cell)
+        with contextlib.suppress(OSError, RecursionError):
+            if cell.uid is not None:
+                _reclaim(os.open(cell.folder, os.O_RDONLY | os.O_DIRECTORY), "work")
+            shutil.rmtree(cell.folder)
+
     @contextlib.contextmanager
     def passing(self, prefix: str) -> Iterator[Cell]:
         """A cell that is left and removed at the end."""
@@ -267,11 +283,7 @@ class Containment:
         try:
             yield cell
         finally:
-            self.leave(cell)
-            with contextlib.suppress(OSError, RecursionError):
-                if cell.uid is not None:
-                    _reclaim(os.open(cell.folder, os.O_RDONLY | os.O_DIRECTORY), "work")
-                shutil.rmtree(cell.folder)
+            self.remove(cell)
 
     def _take(self, work: Path) -> int:
         first, count = self._heads.first_uid, self._heads.uids

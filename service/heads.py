@@ -7,7 +7,9 @@ own ``work/``, in which it leaves ``outcome-<incarnation>.json`` at its end.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -15,8 +17,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bbpwf.clock import Clock
 from bbpwf.cluster.runs import RunRecord
-from bbpwf.errors import InvalidInput, LimitExceeded
+from bbpwf.errors import Conflict, InvalidInput, LimitExceeded
 from bbpwf.redact import Redactor
 from bbpwf.settings import Settings
 from bbpwf.workflow.request import MAX_FAILURES, ClusterDefaults, HeadRequest, NexusRef, Outcome, ProjectRef
@@ -30,7 +33,14 @@ MAX_OUTCOME = 4 * 1024 * 1024
 """Bytes. What an honest head writes of 50 failures is shorter."""
 MAX_REASON = 8000
 """Characters of a head's reason that are kept."""
+SPARE_AFTER_S = 2.0
+"""How long after a launch the next spare head is started: what was launched needs the processor more."""
+SPARE_AGAIN_S = 30.0
+"""How long after one ended by itself."""
 _PATH = "/usr/local/bin:/usr/bin:/bin"
+_HEAD = (sys.executable, "-P", "-m", "bbpwf.workflow.head")
+
+_log = logging.getLogger(__name__)
 
 
 def head_env(cell: Cell, attachments: Path | None) -> dict[str, str]:
@@ -57,6 +67,68 @@ def split_url(workflow_url: str) -> tuple[str, str]:
     return module, task
 
 
+class Spare:
+    """A head that was started before there is a run for it: most of what a launch would wait for is Python's imports.
+
+    It is contained as any head is, and has seen nothing of any user. For one thread.
+    """
+
+    def __init__(self, settings: Settings, containment: Containment, redactor: Redactor, clock: Clock) -> None:
+        self._settings = settings
+        self._containment = containment
+        self._redactor = redactor
+        self._clock = clock
+        self._cell: Cell | None = None
+        self._child: Child | None = None
+        self._not_before = 0.0
+
+    def tend(self) -> None:
+        """Start one if there is none, it is wanted, and no run has begun just now."""
+        if self._child is not None and self._child.exit_code() is not None:
+            _log.warning("the spare head ended with code %s", self._child.exit_code())
+            self.stop()
+            self._not_before = self._clock.monotonic() + SPARE_AGAIN_S
+        if self._child is not None or not self._settings.heads.spare or self._clock.monotonic() < self._not_before:
+            return
+        state = self._settings.state
+        try:
+            self._cell = self._containment.enter("spare")
+            self._child = Child(
+                "the spare head",
+                _HEAD,
+                env=_env_of_head(self._settings, self._cell, None),
+                cwd=self._cell.work,
+                log=state / "log" / "spare.log",
+                lock=state / "locks" / "spare",
+                redactor=self._redactor,
+                cell=self._cell,
+            )
+        except (Conflict, OSError) as error:  # e.g. that of an earlier service, which is about to end
+            _log.info("no head can be kept ready: %s", error)
+            self.stop()
+            self._not_before = self._clock.monotonic() + SPARE_AFTER_S
+
+    def take(self, run_id: str) -> tuple[Cell, Child] | None:
+        """The cell of a run that has none yet, with the head that waits in it; ``None`` if there is no such head."""
+        cell, child = self._cell, self._child
+        if cell is None or child is None or child.exit_code() is not None:
+            return None
+        renamed = self._containment.rename(cell, run_id)
+        if renamed is None:
+            return None
+        self._cell = self._child = None
+        self._not_before = self._clock.monotonic() + SPARE_AFTER_S
+        return renamed, child
+
+    def stop(self) -> None:
+        """End it."""
+        cell, child, self._cell, self._child = self._cell, self._child, None, None
+        if child is not None:
+            child.kill()
+        if cell is not None:
+            self._containment.remove(cell)
+
+
 class RunFolder:
     """Where a run keeps what it is on this machine.
 
@@ -64,13 +136,18 @@ class RunFolder:
         settings: the instance's.
         uploads: where attachments were kept before the run existed.
         containment: gives its head a cell.
+        spare: a head that may be there already.
         run_id: the run.
     """
 
-    def __init__(self, settings: Settings, uploads: Uploads, containment: Containment, run_id: str) -> None:
+    def __init__(
+        self, settings: Settings, uploads: Uploads, containment: Containment, spare: Spare, run_id: str
+    ) -> None:
         self._settings = settings
         self._uploads = uploads
         self._containment = containment
+        self._spare = spare
+        self._waiting: Child | None = None
         self._run_id = run_id
         self.path = settings.state / "runs" / run_id
         self.log = self.path / "head.log"
@@ -96,7 +173,10 @@ class RunFolder:
         """
         if self.cell is None:
             self.attach(run)
-            cell = self._containment.enter(self._run_id)
+            if taken := self._spare.take(self._run_id):
+                cell, self._waiting = taken
+            else:
+                cell = self._containment.enter(self._run_id)
             self.cell = cell  # from here on it has to be left
             if run.request.attachments:
                 _show(self.path / "attachments", cell.folder / "attachments")
@@ -105,6 +185,9 @@ class RunFolder:
     def leave(self) -> None:
         """Nothing of the run's head, or of what it started, is left after this."""
         cell, self.cell = self.cell, None
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.kill()
         if cell is not None:
             self._containment.leave(cell)
 
@@ -123,11 +206,19 @@ class RunFolder:
         draft.write_text(request.model_dump_json(indent=1))
         draft.chmod(0o644)  # the folder is for this head alone
         draft.replace(cell.folder / "request.json")
-        argv = [sys.executable, "-P", "-m", "bbpwf.workflow.head", str(cell.folder)]
+        name, env = f"head of {run.run_id}", _env_of_head(self._settings, cell, attachments)
+        if (waiting := self._waiting) is not None:
+            word = json.dumps({"folder": str(cell.folder), "env": env}).encode() + b"\n"
+            with contextlib.suppress(OSError):  # it has ended: another one, then
+                waiting.become(name, log=self.log, lock=self.lock, word=word)
+                self._waiting = None
+                return waiting
+            waiting.kill()
+            self._waiting = None
         return Child(
-            f"head of {run.run_id}",
-            argv,
-            env=head_env(cell, attachments) | ({"BBPWF_LOG_JSON": "true"} if self._settings.log_json else {}),
+            name,
+            [*_HEAD, str(cell.folder)],
+            env=env,
             cwd=cell.work,
             log=self.log,
             lock=self.lock,
@@ -150,6 +241,10 @@ class RunFolder:
         return outcome.model_copy(
             update={"reason": outcome.reason[:MAX_REASON], "failed": outcome.failed[:MAX_FAILURES]}
         )
+
+
+def _env_of_head(settings: Settings, cell: Cell, attachments: Path | None) -> dict[str, str]:
+    return head_env(cell, attachments) | ({"BBPWF_LOG_JSON": "true"} if settings.log_json else {})
 
 
 def _outcome_of(run: RunRecord) -> str:

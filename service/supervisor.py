@@ -140,6 +140,8 @@ class Supervisor:
             except Exception as error:  # one run's defect is not another's  # noqa: BLE001 logged in full
                 _log.exception("run %s could not be moved on", watched.run_id, extra={"run_id": watched.run_id})
                 self._count_defect(watched, f"{type(error).__name__} in the service; its log has the details")
+        if ready:
+            self._around.spare.tend()
 
     def _count_defect(self, watched: Watched, what: str) -> None:
         watched.defects += 1
@@ -408,6 +410,7 @@ class Supervisor:
                 head.kill()
         for watched in self._active.values():
             watched.folder.leave()
+        self._around.spare.stop()
         self._around.control.close()
         self._around.scheduler.hang_up()
         self._around.agent.stop(grace=DAEMONS_GRACE_S)

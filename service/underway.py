@@ -14,7 +14,7 @@ from bbpwf.cluster.runs import RunStore
 from bbpwf.redact import Redactor
 from service.children import Child
 from service.daemons import Daemon
-from service.heads import RunFolder
+from service.heads import RunFolder, Spare
 
 TICK_S = 0.2
 IDLE_TICK_S = 2.0
@@ -90,6 +90,7 @@ class Surroundings:
     agent: Daemon
     scheduler: Daemon
     folder_of: Callable[[str], RunFolder]
+    spare: Spare
     redactor: Redactor
     clock: Clock
     max_runs: int

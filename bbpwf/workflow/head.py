@@ -1,18 +1,23 @@
-"""``python -m bbpwf.workflow.head RUN_DIR``: the process that executes one run's graph.
+"""``python -m bbpwf.workflow.head [RUN_DIR]``: the process that executes one run's graph.
 
 Reads ``request.json``, speaks to ``agent.sock``, writes ``outcome.json``, or where the request says. Holds no secret.
 SIGTERM cancels the run.
 When its standard input, a pipe that its parent holds, reaches its end, it ends at once and touches no job.
+
+Without RUN_DIR it waits, with everything imported, for a line on its standard input that says what it is for: JSON with
+``folder`` (RUN_DIR) and ``env`` (variables to set). Nothing of a user's was looked at until then.
 """
 
 from __future__ import annotations
 
 import enum
+import json
 import logging
 import os
 import signal
 import stat
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from types import FrameType
@@ -50,7 +55,9 @@ _EXITS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run the head for the folder named in ``argv``; answers its exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
+    arguments = (sys.argv[1:] if argv is None else argv) or _told()
+    if not arguments:
+        return Exit.START_AGAIN
     cancellation = Cancellation()
 
     def on_term(signum: int, frame: FrameType | None) -> None:
@@ -60,11 +67,11 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, on_term)
     signal.signal(signal.SIGINT, on_term)
     faults.arm(os.environ.get(faults.VARIABLE, ""))
-    run_id = Path(arguments[0]).name if arguments else ""
+    run_id = Path(arguments[0]).name
     redactor = Redactor()
     log.configure(redactor, as_json=os.environ.get("BBPWF_LOG_JSON") == "true", always={"run_id": run_id})
     if len(arguments) != 1:
-        _log.error("usage: python -m bbpwf.workflow.head RUN_DIR")
+        _log.error("usage: python -m bbpwf.workflow.head [RUN_DIR]")
         return Exit.INVALID_INPUT
     _watch_parent()
     folder = Path(arguments[0])
@@ -99,6 +106,17 @@ def _run(folder: Path, cancellation: Cancellation) -> tuple[Outcome, Exit, str]:
         _log.exception("the head failed")
         reason = f"unexpected {type(error).__name__} in the head: {str(error)[:500]}; its log has the details"
         return Outcome(state="SYSTEM_ERROR", reason=reason), Exit.SYSTEM_ERROR, where
+
+
+def _told() -> list[str]:
+    """What this process is for, when its parent says so; nothing if that ends first."""
+    line = sys.stdin.readline()
+    if not line.endswith("\n"):
+        return []
+    said = json.loads(line)
+    os.environ.update(said["env"])
+    tempfile.tempdir = None  # what was found out of the environment as it was
+    return [said["folder"]]
 
 
 def _watch_parent() -> None:

@@ -98,7 +98,7 @@ class Instance:
         return False
 
     def children(self, what: str) -> dict[int, str]:
-        """Processes that the service started and whose command line has this in it, by id."""
+        """Processes that the service started and whose command line has this in it: it, and where they are, by id."""
         found: dict[int, str] = {}
         if self.popen is None:
             return found
@@ -107,7 +107,7 @@ class Instance:
                 if entry.name.isdigit() and _parent(entry) == self.popen.pid:
                     command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                     if what in command:
-                        found[int(entry.name)] = command
+                        found[int(entry.name)] = f"{command}in {(entry / 'cwd').readlink()}"
         return found
 
     def kill(self) -> None:

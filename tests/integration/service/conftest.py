@@ -178,12 +178,13 @@ class Service:
 
 
 def processes(service: Service) -> dict[int, str]:
-    """Command lines of live processes that work on the service's state folder, by id."""
+    """Command lines and working folders of live processes that work on the service's state folder, by id."""
     found: dict[int, str] = {}
     for process in Path("/proc").iterdir():
         try:
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             environ = (process / "environ").read_bytes().decode(errors="replace")
+            command = f"{command}in {(process / 'cwd').readlink()}" if command else ""
         except (OSError, NotADirectoryError):
             continue
         if str(service.state) in command + environ and command:

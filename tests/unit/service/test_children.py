@@ -114,3 +114,38 @@ def test_a_leash_that_makes_no_sense_is_refused(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", "service.leash", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "usage" in done.stderr
+
+
+WAITS = "import sys; print('early', flush=True); print('heard ' + sys.stdin.readline().strip()); sys.stdin.read()"
+
+
+def test_a_waiting_child_becomes_another_with_its_own_log_and_lock(tmp_path: Path) -> None:
+    one = child(tmp_path, WAITS)
+    until((tmp_path / "child.log").exists)
+    one.become("other", log=tmp_path / "other.log", lock=tmp_path / "other", word=b"go\n")
+    second = child(tmp_path, "import sys; sys.stdin.read()")
+    with pytest.raises(Conflict):
+        second.become("other", log=tmp_path / "x", lock=tmp_path / "other", word=b"")
+    second.kill()
+    assert one.pid in holders(tmp_path / "other")
+    one.hang_up()
+    assert one.wait(20)
+    assert (tmp_path / "child.log").read_text() == "early\n"
+    assert (tmp_path / "other.log").read_text() == "heard go\n"
+    assert holders(tmp_path / "other") == []
+
+
+def test_a_waiting_child_that_is_gone_cannot_become_another(tmp_path: Path) -> None:
+    one = child(tmp_path, "pass")
+    assert one.wait(20)
+    with pytest.raises(ProcessLookupError):
+        one.become("other", log=tmp_path / "other.log", lock=tmp_path / "other", word=b"go\n")
+    again = Child(
+        *("other", [sys.executable, "-c", "pass"]),
+        env={},
+        cwd=tmp_path,
+        log=tmp_path / "other.log",
+        lock=tmp_path / "other",
+        redactor=Redactor(),
+    )
+    assert again.wait(20)

@@ -24,7 +24,7 @@ from bbpwf.states import RunState
 from service.children import Child
 from service.containment import Containment
 from service.daemons import Daemon
-from service.heads import RunFolder
+from service.heads import RunFolder, Spare
 from service.supervisor import Supervisor
 from service.underway import AGENT_LIMIT_S, CANCEL_LIMIT_S, CONNECT_LIMIT_S, Surroundings
 from service.uploads import Uploads
@@ -82,6 +82,7 @@ class World:
     state: Path
     daemons: list[Daemon]
     control: AgentControl
+    spare: Spare
 
     def run(self, *, sub: str = "s", **request: Any) -> RunRecord:
         run = self.store.create(RunRequest(workflow_url="m:T", **request), Owner(sub=sub))
@@ -131,12 +132,14 @@ def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
             lasting(tmp_path, "agent", agent_script, lambda: answers),
             lasting(tmp_path, "scheduler", "import sys; sys.stdin.read()", lambda: True),
         ]
+        spare = Spare(settings, containment, Redactor(), clock)
         around = Surroundings(
             store=store,
             control=control,
             agent=daemons[0],
             scheduler=daemons[1],
-            folder_of=lambda run_id: RunFolder(settings, uploads, containment, run_id),
+            folder_of=lambda run_id: RunFolder(settings, uploads, containment, spare, run_id),
+            spare=spare,
             redactor=Redactor(),
             clock=clock,
             max_runs=2,
@@ -144,7 +147,7 @@ def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
             cluster_limit_s=3600,
             max_runs_per_user=max_runs_per_user,
         )
-        world = World(Supervisor(around), store, agent, clock, tmp_path, daemons, control)
+        world = World(Supervisor(around), store, agent, clock, tmp_path, daemons, control, spare)
         made.append((world, server))
         return world
 
@@ -152,6 +155,7 @@ def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
     for world, server in made:
         for daemon in world.daemons:
             daemon.stop(grace=5)
+        world.spare.stop()
         world.control.close()
         server.stop()
 
