@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import io
+import posixpath
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -27,6 +28,9 @@ STAT_BATCH = 5000
 """Paths asked for in one round trip."""
 
 _seen: contextvars.ContextVar[Mapping[tuple[str, str], bool] | None] = contextvars.ContextVar("seen", default=None)
+
+_absent: contextvars.ContextVar[set[tuple[str, str]] | None] = contextvars.ContextVar("absent", default=None)
+"""Folders, by cluster and path, that were not there."""
 
 
 class RemoteTarget(Target):
@@ -207,19 +211,52 @@ def absent(targets: Sequence[Target]) -> list[Target]:
 
 def prefetch(targets: Iterable[Target]) -> dict[tuple[str, str], bool]:
     """Existence by ``(cluster, path)`` of the remote ones among ``targets``, not asking what is already known."""
-    known = _seen.get() or {}
+    known, absent_folders = _seen.get() or {}, _absent.get()
     wanted: dict[str, dict[str, None]] = defaultdict(dict)
-    for target in targets:
-        if isinstance(target, RemoteTarget) and (target.cluster, target.path) not in known:
-            wanted[target.cluster][target.path] = None
+    folders: set[tuple[str, str]] = set()
     found: dict[tuple[str, str], bool] = {}
+    for target in targets:
+        if not isinstance(target, RemoteTarget) or (target.cluster, target.path) in known:
+            continue
+        if absent_folders is not None and (above := _folders_of(target.path)):
+            if any((target.cluster, folder) in absent_folders for folder in above):
+                found[target.cluster, target.path] = False
+                continue
+            folders.add((target.cluster, above[0]))
+            wanted[target.cluster][above[0]] = None
+        wanted[target.cluster][target.path] = None
     for cluster, unique in wanted.items():
         paths = list(unique)
         for start in range(0, len(paths), STAT_BATCH):
             batch = paths[start : start + STAT_BATCH]
             stats = current().agent.stat(batch, cluster=cluster)
             found.update({(cluster, path): stat is not None for path, stat in zip(batch, stats, strict=True)})
+    if absent_folders is not None:
+        absent_folders.update(each for each in folders if not found[each])
     return found
+
+
+def _folders_of(path: str) -> list[str]:
+    """The folder of a path and those above it, a relative path's last the run's own; none where that is not plain."""
+    folders: list[str] = []
+    if ".." not in path.split("/"):
+        while path not in {"", ".", "/"}:
+            path = posixpath.dirname(path)
+            folders.append(path or ".")
+    return folders
+
+
+@contextlib.contextmanager
+def absence_remembered() -> Iterator[None]:
+    """Inside the block, nothing is looked for in a folder that was not there: a new run's graph is seen in one look.
+
+    For when nobody makes anything.
+    """
+    token = _absent.set(set())
+    try:
+        yield
+    finally:
+        _absent.reset(token)
 
 
 @contextlib.contextmanager

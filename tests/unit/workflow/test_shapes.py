@@ -120,3 +120,28 @@ def test_an_allocation_that_makes_no_sense_is_refused_while_the_graph_is_built(
     module = building.import_module(bench.module("step_flow", STEPS))
     with pytest.raises(InvalidParameter, match=said):
         building.build(building.find_task(module, "Step"), params)
+
+
+DEEP = """
+import luigi
+from bbpwf.workflow import RemoteTarget, SbatchTask
+
+class Link(SbatchTask):
+    number = luigi.IntParameter()
+
+    def requires(self):
+        return [Link(number=self.number - 1)] if self.number else []
+
+    def command(self):
+        return f"mkdir -p made; touch {self.output().path}"
+
+    def output(self):
+        return RemoteTarget(f"made/{self.number}")
+"""
+
+
+def test_a_new_runs_graph_is_looked_up_at_once_however_deep_it_is(bench: Bench) -> None:
+    agent = bench.agent()
+    outcome = bench.run(agent, bench.module("deep", DEEP), "Link", params={"number": 9})
+    assert outcome.state == "COMPLETE", outcome
+    assert agent.calls["stat"] == 1 + 10, "one look at the graph, and one at each output when its job had ended"

@@ -10,7 +10,14 @@ import pytest
 from bbpwf.errors import Conflict, InvalidInput, LimitExceeded, NotFound
 from bbpwf.workflow.context import RunContext, activated, current
 from bbpwf.workflow.request import HeadRequest
-from bbpwf.workflow.targets import WRITE_CAP, RemoteTarget, absent, existence, prefetched
+from bbpwf.workflow.targets import (
+    WRITE_CAP,
+    RemoteTarget,
+    absence_remembered,
+    absent,
+    existence,
+    prefetched,
+)
 from tests.support.agent import MemoryAgent
 
 
@@ -85,6 +92,28 @@ def test_many_are_looked_up_at_once_and_the_look_ends_with_its_block(agent: Memo
         assert agent.calls["stat"] == before
     targets[8].write_text("x")
     assert targets[8].exists()
+
+
+def test_nothing_is_looked_for_in_a_folder_that_was_not_there(agent: MemoryAgent) -> None:
+    agent.file("here").mkdir()
+    agent.file("here/a").touch()
+    outside = agent.root / "elsewhere"
+    outside.mkdir()
+    (outside / "a").touch()
+    with absence_remembered():
+        assert existence([RemoteTarget("gone/a"), RemoteTarget("here/a")]) == [False, True]
+        before = agent.calls["stat"]
+        assert (
+            existence([RemoteTarget("gone/b"), RemoteTarget("gone/deeper/c"), RemoteTarget("gone/./d")]) == [False] * 3
+        )
+        assert agent.calls["stat"] == before
+        assert existence([RemoteTarget(f"{outside}/a"), RemoteTarget("here/../here/a"), RemoteTarget("here/b")]) == [
+            *(True, True, False)
+        ]
+        assert existence([RemoteTarget("."), RemoteTarget("/")]) == [True, True]
+        agent.file("gone").mkdir()
+        agent.file("gone/b").touch()
+    assert existence([RemoteTarget("gone/b")]) == [True]
 
 
 def test_paths_from_the_root(agent: MemoryAgent) -> None:
