@@ -137,7 +137,7 @@ while :; do
         second=$SECONDS
         IFS= read -r now <"$A/alive" && [ "$now" != "$beat" ] && beat=$now seen=$SECONDS
     fi
-    if ((SECONDS < quick)); then read -r -t 0.01 -u 9; else read -r -t 0.05 -u 9; fi # what ends is often followed
+    if ((SECONDS < quick)); then read -r -t 0.005 -u 9; else read -r -t 0.05 -u 9; fi # what ends is often followed
 done 2>>"$A/errors"
 : >"$A/closed"
 [ -z "$stopping" ] || exit 143

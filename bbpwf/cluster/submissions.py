@@ -107,7 +107,9 @@ class Submissions(Writer):
                         {"batch_id": batch_id, "position": position, "job_key": each.key, "attempt": each.attempt}
                     )
                     log = log_path(batch_id, position)
-                    changes.move(found[each.key], JobState.SUBMITTING, "agent", batch_id=batch_id, stdout=log)
+                    of_batch = {"batch_id": batch_id, "stdout": log}
+                    # nobody waits for this state: its observers hear of the next
+                    changes.move(found[each.key], JobState.SUBMITTING, "agent", visible=False, **of_batch)
                 made.append(Batch(batch_id, cluster, "PREPARED", "", len(still), None))
             if made:
                 db.execute(batches.insert(), rows)

@@ -31,7 +31,7 @@ from bbpwf.workflow import explain
 from bbpwf.workflow.arrays import ArrayTask
 from bbpwf.workflow.context import RunContext
 from bbpwf.workflow.process import JobProcess
-from bbpwf.workflow.reporting import Reporter
+from bbpwf.workflow.reporting import LINGER, Reporter
 from bbpwf.workflow.request import Failure
 from bbpwf.workflow.results import ResultQueue
 from bbpwf.workflow.targets import absent, prefetched
@@ -132,7 +132,6 @@ class Dispatcher:
         if not self._waiting:
             self._waiting_since = time.monotonic()
         self._waiting.append((process, plan.jobs))
-        self._link(process)
 
     def abandon(self, process: JobProcess) -> None:
         """Cancel a task's jobs that have not ended."""
@@ -159,7 +158,12 @@ class Dispatcher:
 
     def next_due(self) -> float | None:
         """Seconds until :meth:`pump` has something to do even if nobody rings."""
-        return max(0.0, self._check_at - time.monotonic()) if self._checking else None
+        due = [at for at in (self._reporter.due(),) if at is not None]
+        if self._checking:
+            due.append(self._check_at)
+        if self._dirty:
+            due.append(self._progress_at)
+        return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _is_time_to_submit(self) -> bool:
         jobs = sum(len(specs) for _, specs in self._waiting)
@@ -203,6 +207,8 @@ class Dispatcher:
             process = self._by_key.get(view.key)
             if process is not None:
                 process.progress.saw(view)
+                if not self._dirty:
+                    self._progress_at = max(self._progress_at, time.monotonic() + LINGER)
                 self._dirty[process] = None
                 if not process.progress.open:
                     settled[process] = None
@@ -313,6 +319,8 @@ class Dispatcher:
 
     def _end(self, process: JobProcess, status: str, explanation: Any, missing: list[str] | None = None) -> None:
         self._forget(process)
+        if process.keys:
+            self._link(process)
         process.end()
         for task_name in TaskProcess.forward_reporter_attributes.values():
             setattr(process.task, task_name, None)
@@ -345,7 +353,8 @@ class Dispatcher:
 
     def _link(self, process: JobProcess) -> None:
         base = self._context.request.public_url.rstrip("/")
-        if base:
+        if base and not process.linked:
+            process.linked = True
             url = f"{base}/runs/{self._context.run_id}/tasks/{process.task.task_id}/logs"
             process.status_reporter.update_tracking_url(url)
 
@@ -356,6 +365,7 @@ class Dispatcher:
         self._progress_at = now + PROGRESS_INTERVAL
         for process in list(self._dirty)[:PROGRESS_CALLS]:
             del self._dirty[process]
+            self._link(process)
             words = process.progress.words()
             self._reporter.message(process.task.task_id, words)
             process.status_reporter.update_status_message(words)

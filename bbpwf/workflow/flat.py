@@ -12,7 +12,7 @@ import hashlib
 import heapq
 import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,10 +101,10 @@ class FlatScheduler(_Base):  # type: ignore[misc]  # see _Base
             self._state.refresh(task)
             self._watch(task)
 
-    def add_tasks(self, worker: str, tasks: list[dict[str, Any]]) -> None:
-        """Many calls of :meth:`add_task` in one."""
+    def add_tasks(self, tasks: list[dict[str, Any]]) -> None:
+        """Many calls of :meth:`add_task` in one, from :class:`bbpwf.workflow.scheduler.RunScheduler`."""
         for each in tasks:
-            self.add_task(**each, worker=worker)
+            self.add_task(**each)
 
     def _update_priority(self, task: Any, prio: float, worker: str) -> None:
         """What a task of some priority needs is as urgent as it is."""
@@ -169,10 +169,13 @@ class FlatScheduler(_Base):  # type: ignore[misc]  # see _Base
         assistant: bool = False,
         current_tasks: Collection[str] | None = None,
         worker: str | None = None,
+        tasks: Sequence[dict[str, Any]] = (),
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The best task that this worker can run now; see Luigi."""
+        """The best task that this worker can run now, after calls of :meth:`add_task`; see Luigi."""
         del kwargs
+        for each in tasks:
+            self.add_task(**each)
         if self._config.prune_on_get_work:
             self._prune_due()
         if worker is None:

@@ -45,6 +45,7 @@ OF_WORKERS = frozenset(
         "add_scheduler_message_response",
         "add_task",
         "add_task_batcher",
+        "add_tasks",
         "add_worker",
         "announce_scheduling_failure",
         "count_pending",
@@ -56,7 +57,7 @@ OF_WORKERS = frozenset(
         "set_task_status_message",
     }
 )
-"""What Luigi 3.8's worker calls."""
+"""What Luigi 3.8's worker calls, and ``add_tasks``, which is ours."""
 
 
 def worker_of(run_id: str) -> str:
@@ -102,8 +103,11 @@ def allowed(name: str, method: str, arguments: Mapping[str, Any]) -> bool:
     tasks = _named(arguments, "task_id")
     for listed in ("deps", "new_deps", "current_tasks"):
         tasks += list(arguments.get(listed) or [])
+    within = list(arguments.get("tasks") or [])  # calls of add_task that come with this one
+    if not all(isinstance(each, dict) and "tasks" not in each and allowed(name, "add_task", each) for each in within):
+        return False
     owned = all(each == worker_of(name) for each in workers) and all(_ends(each, mark) for each in tasks)
-    return owned and bool(workers or tasks)
+    return owned and bool(workers or tasks or within)
 
 
 def _named(arguments: Mapping[str, Any], name: str) -> list[Any]:

@@ -104,6 +104,8 @@ class JobProcess:
         self.keys: tuple[str, ...] = ()
         self.outputs: list[Any] = []
         self.check_until = 0.0
+        self.linked = False
+        """Whether Luigi's scheduler was told where its log is."""
         self._starter = starter
         self._ended = False
 

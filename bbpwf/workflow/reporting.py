@@ -19,6 +19,9 @@ BATCH = 500
 INTERVAL = 1.0
 """Seconds between calls, at least."""
 
+LINGER = 0.15
+"""Seconds for which news wait for more of them: when something ends, what comes next is more urgent than to tell."""
+
 MESSAGE_CHARS = 8000
 
 _STATES = {DONE: "DONE", PENDING: "PENDING", RUNNING: "RUNNING"}
@@ -35,7 +38,7 @@ class Reporter:
         self._redactor = Redactor()
         self._reports: dict[str, TaskReport] = {}
         self._changed: dict[str, None] = {}
-        self._sent = 0.0
+        self._not_before = 0.0
         self.failures: dict[str, list[Failure]] = {}
         self.platform_failures: set[str] = set()
 
@@ -68,7 +71,7 @@ class Reporter:
                 "ended_at": ended,
             }
         )
-        self._changed[task.task_id] = None
+        self._note_change(task.task_id)
         if state != "FAILED":
             self.failures.pop(task.task_id, None)
 
@@ -78,7 +81,12 @@ class Reporter:
         known = self._reports.get(task_id)
         if known is not None and known.message != message:
             self._reports[task_id] = known.model_copy(update={"message": message[-MESSAGE_CHARS:]})
-            self._changed[task_id] = None
+            self._note_change(task_id)
+
+    def _note_change(self, task_id: str) -> None:
+        if not self._changed:
+            self._not_before = max(self._not_before, time.monotonic() + LINGER)
+        self._changed[task_id] = None
 
     def failed(self, task_id: str, details: list[Failure], *, platform: bool = False) -> None:
         """Why a task failed; ``platform`` when it was not the task's doing."""
@@ -99,14 +107,18 @@ class Reporter:
 
     def flush(self, *, force: bool = False) -> None:
         """Send what changed, if it is time."""
-        if not self._changed or not (force or time.monotonic() - self._sent >= INTERVAL):
+        if not self._changed or not (force or time.monotonic() >= self._not_before):
             return
         while self._changed:
             batch = list(self._changed)[:BATCH]
             self._agent.report([self._reports[task_id] for task_id in batch])
             for task_id in batch:
                 del self._changed[task_id]
-        self._sent = time.monotonic()
+        self._not_before = time.monotonic() + INTERVAL
+
+    def due(self) -> float | None:
+        """When there is something to :meth:`flush`, by the monotonic clock; ``None`` if there is nothing."""
+        return self._not_before if self._changed else None
 
 
 def readable(explanation: Any) -> str:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import urlsplit
 
 from luigi.rpc import RemoteScheduler
 
 from bbpwf.workflow.flat import FlatScheduler
 from bbpwf.workflow.guarded import mark_of
+
+MOST_TOLD = 500
+"""Tasks in one call to a central scheduler: a request of about 300 kB."""
 
 
 def in_process() -> FlatScheduler:
@@ -17,8 +23,8 @@ def in_process() -> FlatScheduler:
 
 
 def central(url: str, run_id: str) -> RunScheduler:
-    """The run's view of the ``luigid`` at ``url``."""
-    return RunScheduler(RemoteScheduler(url), run_id)
+    """The run's view of the ``luigid`` at ``url``; with a pass in the URL it is ours (:mod:`bbpwf.workflow.luigid`)."""
+    return RunScheduler(RemoteScheduler(url), run_id, many=bool(urlsplit(url).password))
 
 
 class RunScheduler:
@@ -26,11 +32,19 @@ class RunScheduler:
 
     Luigi takes equal tasks of different workers for one task. Two runs that launch the same task want two: each
     has its own folder, its own jobs and its own end. Everything else passes through.
+
+    What there is to tell one that takes ``many`` tasks in a call, as only ours does, waits for the next question and
+    goes with it: one request for hundreds of tasks of a graph, and none for what is followed by a question anyway. A
+    worker asks at least every second.
     """
 
-    def __init__(self, scheduler: RemoteScheduler, run_id: str) -> None:
+    def __init__(self, scheduler: RemoteScheduler, run_id: str, *, many: bool) -> None:
         self._scheduler: Any = scheduler  # its methods are made at import of luigi.rpc
         self._suffix = mark_of(run_id)
+        self._many = many
+        self._owner = os.getpid()
+        self._guard = threading.RLock()
+        self._told: list[dict[str, Any]] = []
 
     def _out(self, task_id: str) -> str:
         return f"{task_id}{self._suffix}"
@@ -41,21 +55,40 @@ class RunScheduler:
     def _in(self, task_id: str | None) -> str | None:
         return task_id.removesuffix(self._suffix) if task_id else task_id
 
-    def add_task(self, **call: Any) -> Any:
-        """Tell of a task and its dependencies."""
+    def add_task(self, **call: Any) -> None:
+        """Tell of a task and its dependencies, with the next question at the latest. Raises RPCError."""
         call["task_id"] = self._out(call["task_id"])
         for name in ("deps", "new_deps"):
             if name in call:
                 call[name] = self._all_out(call[name])
-        return self._scheduler.add_task(**call)
+        if not self._many or os.getpid() != self._owner:  # forked tasks have a copy of what their worker will tell
+            self._scheduler.add_task(**call)
+            return
+        with self._guard:
+            self._told.append(call)
+            if len(self._told) >= MOST_TOLD:
+                self._tell()
+
+    def _tell(self) -> None:
+        """Send what waits to be told. Raises RPCError."""
+        with self._guard:
+            if self._told and os.getpid() == self._owner:
+                self._scheduler._request("/api/add_tasks", {"tasks": self._told})
+                self._told = []
 
     def get_work(self, **call: Any) -> Any:
-        """Ask for a task to run."""
+        """Ask for a task to run. Raises RPCError."""
         call["current_tasks"] = self._all_out(call.get("current_tasks"))
-        return self._answer(self._scheduler.get_work(**call))
+        if not self._many:
+            return self._answer(self._scheduler.get_work(**call))
+        with self._guard:
+            answer = self._scheduler._request("/api/get_work", {**call, "tasks": self._told}, allow_null=False)
+            self._told = []
+        return self._answer(answer)
 
     def count_pending(self, **call: Any) -> Any:
         """Ask how much is left."""
+        self._tell()
         return self._answer(self._scheduler.count_pending(**call))
 
     def _answer(self, answer: dict[str, Any]) -> dict[str, Any]:
@@ -104,4 +137,5 @@ class RunScheduler:
         )
 
     def __getattr__(self, name: str) -> Any:
+        self._tell()
         return getattr(self._scheduler, name)

@@ -5,6 +5,7 @@ What is used of Luigi's inside is pinned by ``tests/unit/workflow/test_luigi_sea
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -30,7 +31,7 @@ from bbpwf.workflow.process import HeldProcess, JobProcess, LocalProcess
 from bbpwf.workflow.reporting import Reporter, readable
 from bbpwf.workflow.request import LOG_TAIL_CHARS, Failure
 from bbpwf.workflow.results import Result
-from bbpwf.workflow.targets import prefetched
+from bbpwf.workflow.targets import absence_remembered, prefetched
 from bbpwf.workflow.tasks import JobTask
 
 _log = logging.getLogger(__name__)
@@ -108,7 +109,8 @@ class Worker(_Base):  # type: ignore[misc]  # see _Base
     def add(self, task: Any, multiprocess: bool = False, processes: int = 0) -> bool:
         """Schedule ``task`` and what it requires; the outputs of each level of the graph are looked up at once."""
         del multiprocess, processes
-        return self._add_all([task])
+        with contextlib.nullcontext() if self._running_tasks else absence_remembered():
+            return self._add_all([task])
 
     def _add_all(self, tasks: Sequence[Any]) -> bool:
         if self._first_task is None:
