@@ -49,6 +49,16 @@ class Link(Sleep):
         return [Link(number=self.number - 1, ends=self.ends)] if self.number else []
 
 
+class SharedLink(Sleep):
+    """The same as a step of an allocation that all of them share."""
+
+    allocation = luigi.Parameter(default="chain")
+
+    def requires(self) -> list[Any]:
+        """The one before, if there is one."""
+        return [SharedLink(number=self.number - 1, ends=self.ends)] if self.number else []
+
+
 class Later(SbatchTask):
     """One job that stays in the queue."""
 

@@ -52,17 +52,17 @@ class Instance:
             made.append(str(answer.json()["access_token"]))
         return made
 
-    def ask(self, method: str, path: str, **request: Any) -> requests.Response:
-        """One request of a member."""
-        headers = {"Authorization": f"Bearer {self.tokens()[0]}"}
+    def ask(self, method: str, path: str, token: str = "", **request: Any) -> requests.Response:
+        """One request of a member, with a token of his or a fresh one."""
+        headers = {"Authorization": f"Bearer {token or self.tokens()[0]}"}
         answer = requests.request(method, self.origin + path, headers=headers, timeout=60, **request)
         answer.raise_for_status()
         return answer
 
-    def launch(self, form: dict[str, str]) -> str:
+    def launch(self, form: dict[str, str], token: str = "") -> str:
         """Launch by WES; the run's id."""
         parts = {name: (None, text) for name, text in form.items()}
-        return str(self.ask("POST", "/ga4gh/wes/v1/runs", files=parts).json()["run_id"])
+        return str(self.ask("POST", "/ga4gh/wes/v1/runs", token, files=parts).json()["run_id"])
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def instance(site: Site, name: str, *, existing: int, **more: str) -> Iterator[I
     )
     state = Path(env["BBPWF_STATE_DIR"])
     state.mkdir(parents=True)
-    run_ids = _fill(f"sqlite:///{state / 'bbpwf.db'}", existing)
+    run_ids = _fill(f"sqlite:///{state / 'bbpwf.db'}", existing) if existing else []
     secret = state / "client-secret"
     secret.write_text(secrets.token_hex(16))
     oidc = [sys.executable, "-m", "sandbox.oidc", "--port", str(issuer_port), "--state", str(state / "oidc")]
