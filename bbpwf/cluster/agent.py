@@ -217,6 +217,10 @@ class BoundAgent:
         """What is at these paths."""
         return self._transport(cluster).stat([self._absolute(p, cluster) for p in paths])
 
+    def exists(self, paths: Sequence[str], *, cluster: str = "default") -> list[bool]:
+        """Whether something is there."""
+        return self._transport(cluster).exists([self._absolute(p, cluster) for p in paths])
+
     def glob(self, pattern: str, *, cluster: str = "default", limit: int = 10_000) -> list[str]:
         """Paths that match."""
         script = 'shopt -s nullglob; IFS=; for f in $1; do printf "%s\\0" "$f"; done'

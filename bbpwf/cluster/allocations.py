@@ -368,7 +368,7 @@ class AllocatingBackend:
         )
 
     def _run_script(self, script: str) -> Completed:
-        return self._checked(self.transport.run(["bash", "-s"], stdin=script.encode()))
+        return self._checked(self.transport.run(["sh", "-s"], stdin=script.encode()))  # sooner up than bash, often
 
     def _checked(self, done: Completed) -> Completed:
         if done.exit_code != 0 or done.truncated:

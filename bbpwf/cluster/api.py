@@ -60,6 +60,10 @@ class RunAgent(Protocol):
         """One entry a path, ``None`` where nothing is there."""
         ...
 
+    def exists(self, paths: Sequence[str], *, cluster: str = "default") -> list[bool]:
+        """Whether something is at each path: what :meth:`stat` says, sooner."""
+        ...
+
     def glob(self, pattern: str, *, cluster: str = "default", limit: int = 10_000) -> list[str]:
         """Absolute paths that match a shell pattern, sorted.
 

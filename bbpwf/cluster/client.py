@@ -50,6 +50,10 @@ class AgentClient:
         answer = self._connection.call("stat", paths=list(paths), cluster=cluster)
         return [None if each is None else FileStat(**each) for each in answer]
 
+    def exists(self, paths: Sequence[str], *, cluster: str = "default") -> list[bool]:
+        """Whether something is at these paths."""
+        return [bool(each) for each in self._connection.call("exists", paths=list(paths), cluster=cluster)]
+
     def glob(self, pattern: str, *, cluster: str = "default", limit: int = 10_000) -> list[str]:
         """Paths that match."""
         return list(self._connection.call("glob", pattern=pattern, cluster=cluster, limit=limit))

@@ -127,6 +127,7 @@ def run_methods(bound: BoundAgent) -> Mapping[str, Callable[..., Any]]:
         "cancel": bound.cancel,
         "cluster": bound.cluster,
         "stat": bound.stat,
+        "exists": bound.exists,
         "glob": bound.glob,
         "read": bound.read,
         "write": bound.write,

@@ -116,16 +116,22 @@ class Submitter:
         planned = self._ledger.planned(self._cluster, TAKE)
         if planned:
             groups = pack(planned, self._backend.array_limit)
-            self._ledger.prepare(self._cluster, groups, lambda batch, i: Folder(self._spool, batch).log(i))
+            made = self._ledger.prepare(self._cluster, groups, lambda batch, i: Folder(self._spool, batch).log(i))
+            self._send_all(made)  # at once: nobody has to look for what is left over first
         self._ledger.abandon_cancelled(self._cluster)
         now = self._clock.monotonic()
-        due = [b for b in self._ledger.open_batches(self._cluster) if self._not_before.get(b.batch_id, 0.0) <= now]
-        for start in range(0, len(due), BATCHES_PER_TRIP):
-            self._send(due[start : start + BATCHES_PER_TRIP])
+        open_batches = self._ledger.open_batches(self._cluster)
+        self._send_all([each for each in open_batches if self._not_before.get(each.batch_id, 0.0) <= now])
         return len(planned) == TAKE
 
+    def _send_all(self, batches: Sequence[Batch]) -> None:
+        for start in range(0, len(batches), BATCHES_PER_TRIP):
+            self._send(batches[start : start + BATCHES_PER_TRIP])
+
     def _send(self, batches: Sequence[Batch]) -> None:
-        members = self._ledger.members([batch.batch_id for batch in batches])
+        members: dict[str, Sequence[Planned]] = {each.batch_id: each.members for each in batches if each.members}
+        if older := [each.batch_id for each in batches if each.batch_id not in members]:
+            members |= self._ledger.members(older)
         submissions = [self.submission(batch, members[batch.batch_id]) for batch in batches]
         commands = {s.batch_id: self._backend.command(s) for s in submissions}
         self._ledger.mark_sent([b.batch_id for b in batches], commands)

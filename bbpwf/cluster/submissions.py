@@ -50,7 +50,7 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One submission; ``state`` is PREPARED, SENT, ACCEPTED or REJECTED."""
+    """One submission; ``state`` is PREPARED, SENT, ACCEPTED or REJECTED. ``members`` are told of new ones only."""
 
     batch_id: str
     cluster: str
@@ -58,6 +58,7 @@ class Batch:
     scheduler_id: str
     size: int
     sent_at: float | None
+    members: tuple[Planned, ...] = ()
 
 
 class Submissions(Writer):
@@ -110,7 +111,7 @@ class Submissions(Writer):
                     of_batch = {"batch_id": batch_id, "stdout": log}
                     # nobody waits for this state: its observers hear of the next
                     changes.move(found[each.key], JobState.SUBMITTING, "agent", visible=False, **of_batch)
-                made.append(Batch(batch_id, cluster, "PREPARED", "", len(still), None))
+                made.append(Batch(batch_id, cluster, "PREPARED", "", len(still), None, tuple(still)))
             if made:
                 db.execute(batches.insert(), rows)
                 db.execute(batch_jobs.insert(), members)

@@ -23,6 +23,9 @@ from bbpwf.transport.protocol import Completed
 GRACE_S = 5.0
 """Seconds beyond a command's own limit after which the far end is taken for dead."""
 
+EXISTS = "bbpwf-exists"
+"""The one command that the far end's shell answers itself: for each argument + or -, or ? for what may not be seen."""
+
 _SLOWEST_LINK = 128 * 1024  # bytes a second that a link is expected to carry: large data gets more time
 _LONGEST_HEADER = 200
 _SHORT = 1024

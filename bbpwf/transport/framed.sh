@@ -7,6 +7,7 @@
 #   answer    nonce id exit_code stdout_length stderr_length flags NEWLINE stdout stderr
 #
 # The command is shell text that names one program; a t before stdin_length says that stdin is short and has no NUL;
+# bbpwf-exists is answered here: + or - for each path, ? for one that may not be seen;
 # flags are T (out of time), C (capped), always followed by -.
 
 # whatever a profile script may have left behind
@@ -60,6 +61,22 @@ collect() { # stream $1: $size, and if it is short and plain also $text; else fa
     size=${#text}
 }
 
+look() { # adds to $text whether something is at path $1
+    if [ -e "$1" ]; then
+        text+=+
+        return
+    fi
+    local above=$1
+    while above=${above%/*} && [ -n "$above" ]; do
+        if [ -d "$above" ]; then
+            [ -x "$above" ] && text+=- || text+=?
+            return
+        fi
+        [ ! -e "$above" ] || break
+    done
+    text+=-
+}
+
 printf '\n%s READY\n' "$nonce" >&8
 while IFS=' ' read -r -t $forever id limit cap length input <&7; do
     if [ "$length" -le 1024 ]; then
@@ -83,6 +100,17 @@ while IFS=' ' read -r -t $forever id limit cap length input <&7; do
             ;;
     esac
     IFS= read -r -t $forever -N 1 end <&7 && [ "$end" = . ] || exit # a request that was cut short is not run
+
+    case $command in
+        "bbpwf-exists "*)
+            eval "set -- ${command#* }"
+            text=
+            for each; do look "$each"; done
+            printf '%s\n%s' "$nonce $id 0 ${#text} 0 -" "$text" >&8
+            text= command=
+            continue
+            ;;
+    esac
 
     # files of its own for each command: what one leaves running may go on writing to them
     o=$t/o.$id e=$t/e.$id

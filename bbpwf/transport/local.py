@@ -75,6 +75,10 @@ class LocalTransport:
         self._check_open()
         return [self._stat(path) for path in paths]
 
+    def exists(self, paths: Sequence[str]) -> list[bool]:
+        """Whether something is at each path."""
+        return [each is not None for each in self.stat(paths)]
+
     def read(self, path: str, *, offset: int = 0, limit: int = DEFAULT_CAP) -> bytes:
         """At most ``limit`` bytes from ``offset``."""
         self._check_open()

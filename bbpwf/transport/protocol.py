@@ -87,6 +87,10 @@ class Transport(Protocol):
         """One entry for each of ``paths`` (absolute), ``None`` where nothing is there; one round trip for all."""
         ...
 
+    def exists(self, paths: Sequence[str]) -> list[bool]:
+        """Whether something is at each of ``paths`` (absolute): what :meth:`stat` says, sooner."""
+        ...
+
     def read(self, path: str, *, offset: int = 0, limit: int = DEFAULT_CAP) -> bytes:
         """At most ``limit`` bytes of a file from ``offset``; empty at or past its end.
 

@@ -14,7 +14,7 @@ from bbpwf import shell
 from bbpwf.clock import Clock
 from bbpwf.errors import ConnectFailed, ConnectionLost, LimitExceeded, TransportError
 from bbpwf.transport import remote_files
-from bbpwf.transport.framed import FramedShell, shell_command
+from bbpwf.transport.framed import EXISTS, FramedShell, shell_command
 from bbpwf.transport.hostkeys import HostKeyPins
 from bbpwf.transport.protocol import DEFAULT_CAP, Completed, FileStat, Traffic
 from bbpwf.transport.ssh_connection import Channel, Connection, Login, private_key
@@ -103,6 +103,16 @@ class SshTransport:
         names = sum(len(os.fsencode(path)) for path in paths)
         done = self.run(argv, stdin=stdin, cap=2 * names + 400 * len(paths))
         return remote_files.stat_answer(paths, done, where=self.where)
+
+    def exists(self, paths: Sequence[str]) -> list[bool]:
+        """Whether something is at each path. No program is started for it unless that cannot be told without."""
+        if not paths:
+            return []
+        done = self.run([EXISTS, *paths], cap=len(paths) + 4096)
+        answers = done.out
+        if done.exit_code != 0 or set(answers) - set("+-") or len(answers) != len(paths):
+            return [each is not None for each in self.stat(paths)]
+        return [each == "+" for each in answers]
 
     def read(self, path: str, *, offset: int = 0, limit: int = DEFAULT_CAP) -> bytes:
         """At most ``limit`` bytes from ``offset``."""

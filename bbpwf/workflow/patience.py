@@ -170,6 +170,10 @@ class PatientAgent:
         """See the protocol."""
         return self._call("stat", lambda: self._agent.stat(paths, cluster=cluster), cluster=cluster)
 
+    def exists(self, paths: Sequence[str], *, cluster: str = "default") -> list[bool]:
+        """See the protocol."""
+        return self._call("exists", lambda: self._agent.exists(paths, cluster=cluster), cluster=cluster)
+
     def glob(self, pattern: str, *, cluster: str = "default", limit: int = 10_000) -> list[str]:
         """See the protocol."""
         return self._call("glob", lambda: self._agent.glob(pattern, cluster=cluster, limit=limit), cluster=cluster)

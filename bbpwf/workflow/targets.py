@@ -229,8 +229,8 @@ def prefetch(targets: Iterable[Target]) -> dict[tuple[str, str], bool]:
         paths = list(unique)
         for start in range(0, len(paths), STAT_BATCH):
             batch = paths[start : start + STAT_BATCH]
-            stats = current().agent.stat(batch, cluster=cluster)
-            found.update({(cluster, path): stat is not None for path, stat in zip(batch, stats, strict=True)})
+            there = current().agent.exists(batch, cluster=cluster)
+            found.update({(cluster, path): each for path, each in zip(batch, there, strict=True)})
     if absent_folders is not None:
         absent_folders.update(each for each in folders if not found[each])
     return found

@@ -334,7 +334,18 @@ def test_stat_answers_in_order_and_none_for_nothing(transport: Transport, tmp_pa
     assert again == seen[0]
     for path, facts in zip(paths, seen, strict=False):  # alone, and in a company without line breaks
         assert transport.stat([path, f"{tmp_path}/absent"]) == [facts, None]
+        assert transport.exists([path]) == [True]
+    everything = [*paths, f"{tmp_path}/absent", str(tmp_path), f"{tmp_path}/dangling", f"{tmp_path}/link"]
+    everything += [
+        f"{tmp_path}/plain/below",
+        f"{tmp_path}/no/such/folder",
+        "/",
+        "/nothing-is-called-so",
+        f"{tmp_path}/",
+    ]
+    assert transport.exists(everything) == [each is not None for each in transport.stat(everything)]
     assert transport.stat([]) == []
+    assert transport.exists([]) == []
 
 
 def test_stat_of_three_thousand_paths(transport: Transport, tmp_path: Path) -> None:
@@ -342,6 +353,7 @@ def test_stat_of_three_thousand_paths(transport: Transport, tmp_path: Path) -> N
         (tmp_path / f"f{i}").touch()
     seen = transport.stat([f"{tmp_path}/f{i}" for i in range(3000)])
     assert [s is not None for s in seen] == [i % 2 == 0 for i in range(3000)]
+    assert transport.exists([f"{tmp_path}/f{i}" for i in range(3000)]) == [i % 2 == 0 for i in range(3000)]
 
 
 def test_read_a_part(transport: Transport, tmp_path: Path) -> None:

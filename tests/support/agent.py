@@ -160,6 +160,10 @@ class MemoryAgent:
                 found.append(None)
         return found
 
+    def exists(self, paths: Sequence[str], *, cluster: str = "default") -> list[bool]:
+        self.calls["exists"] += 1
+        return [Path(self._absolute(path)).exists() for path in paths]
+
     def glob(self, pattern: str, *, cluster: str = "default", limit: int = 10_000) -> list[str]:
         found = sorted(glob.glob(self._absolute(pattern)))  # noqa: PTH207 the pattern may be absolute
         if len(found) > limit:

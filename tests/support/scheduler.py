@@ -35,6 +35,9 @@ class RecordsTransport:
     def stat(self, paths: Sequence[str]) -> list[FileStat | None]:
         return [None for _ in paths]
 
+    def exists(self, paths: Sequence[str]) -> list[bool]:
+        return [False for _ in paths]
+
     def read(self, path: str, *, offset: int = 0, limit: int = DEFAULT_CAP) -> bytes:
         return b""
 

@@ -144,4 +144,4 @@ def test_a_new_runs_graph_is_looked_up_at_once_however_deep_it_is(bench: Bench) 
     agent = bench.agent()
     outcome = bench.run(agent, bench.module("deep", DEEP), "Link", params={"number": 9})
     assert outcome.state == "COMPLETE", outcome
-    assert agent.calls["stat"] == 1 + 10, "one look at the graph, and one at each output when its job had ended"
+    assert agent.calls["exists"] == 1 + 10, "one look at the graph, and one at each output when its job had ended"

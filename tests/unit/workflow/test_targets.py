@@ -83,13 +83,13 @@ def test_many_are_looked_up_at_once_and_the_look_ends_with_its_block(agent: Memo
     targets = [RemoteTarget(f"f{i}") for i in range(100)]
     targets[7].write_text("x")
     assert [i for i, there in enumerate(existence(targets)) if there] == [7]
-    assert agent.calls["stat"] == 1
+    assert agent.calls["exists"] == 1
     assert len(absent(targets)) == 99
     with prefetched(targets):
-        before = agent.calls["stat"]
+        before = agent.calls["exists"]
         assert targets[7].exists()
         assert existence(targets[:50]).count(True) == 1
-        assert agent.calls["stat"] == before
+        assert agent.calls["exists"] == before
     targets[8].write_text("x")
     assert targets[8].exists()
 
@@ -102,11 +102,11 @@ def test_nothing_is_looked_for_in_a_folder_that_was_not_there(agent: MemoryAgent
     (outside / "a").touch()
     with absence_remembered():
         assert existence([RemoteTarget("gone/a"), RemoteTarget("here/a")]) == [False, True]
-        before = agent.calls["stat"]
+        before = agent.calls["exists"]
         assert (
             existence([RemoteTarget("gone/b"), RemoteTarget("gone/deeper/c"), RemoteTarget("gone/./d")]) == [False] * 3
         )
-        assert agent.calls["stat"] == before
+        assert agent.calls["exists"] == before
         assert existence([RemoteTarget(f"{outside}/a"), RemoteTarget("here/../here/a"), RemoteTarget("here/b")]) == [
             *(True, True, False)
         ]

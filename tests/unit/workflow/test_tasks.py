@@ -210,7 +210,7 @@ def test_two_hundred_jobs_in_flight_have_no_process_and_no_thread(
         poll(lambda: not multiprocessing.active_children())
         poll(lambda: threads() <= 3)  # who answered the task that was forked is about to end
         seen["threads"] = threads()
-        seen["stats"] = agent.calls["stat"]
+        seen["stats"] = agent.calls["exists"]
         agent.release()
 
     looker = threading.Thread(target=look, name="looker")
