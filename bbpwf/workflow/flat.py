@@ -75,6 +75,8 @@ class FlatScheduler(_Base):  # type: ignore[misc]  # see _Base
     _paused: bool
     _make_task: Any
 
+    more = True
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         state = ReadyState(self._config.state_path)
@@ -172,7 +174,10 @@ class FlatScheduler(_Base):  # type: ignore[misc]  # see _Base
         tasks: Sequence[dict[str, Any]] = (),
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The best task that this worker can run now, after calls of :meth:`add_task`; see Luigi."""
+        """The best task that this worker can run now, after calls of :meth:`add_task`; see Luigi.
+
+        The answer's ``more``, which Luigi's has not, says whether asking again may bring another one.
+        """
         del kwargs
         for each in tasks:
             self.add_task(**each)
@@ -192,12 +197,14 @@ class FlatScheduler(_Base):  # type: ignore[misc]  # see _Base
             if self._state._status_tasks[BATCH_RUNNING]:
                 self._reset_orphaned_batch_running_tasks(worker)
         batch: Batch | None = None
+        trivial = not assistant and not self._state.demanding[worker]
         if best is None and not self._paused:
-            trivial = not assistant and not self._state.demanding[worker]
             best = self._first_of(worker) if trivial else self._greedily(worker, assistant)
             if best is not None:
                 batch = self._batch_of(worker, best, own=trivial)
-        return self._given(worker, host, best, batch)
+        reply = self._given(worker, host, best, batch)
+        self.more = reply["more"] = not trivial or self._first_of(worker) is not None
+        return reply
 
     def _given_before(self, worker: str, current: Collection[str]) -> Any:
         """A task that the worker was given and does not know of: it lost the answer, or was started again."""

@@ -42,6 +42,8 @@ class RunScheduler:
         self._scheduler: Any = scheduler  # its methods are made at import of luigi.rpc
         self._suffix = mark_of(run_id)
         self._many = many
+        self.more = True
+        """Whether asking for work again may bring another task."""
         self._owner = os.getpid()
         self._guard = threading.RLock()
         self._told: list[dict[str, Any]] = []
@@ -84,6 +86,7 @@ class RunScheduler:
         with self._guard:
             answer = self._scheduler._request("/api/get_work", {**call, "tasks": self._told}, allow_null=False)
             self._told = []
+        self.more = answer.get("more", True)
         return self._answer(answer)
 
     def count_pending(self, **call: Any) -> Any:

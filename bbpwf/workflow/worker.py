@@ -188,6 +188,8 @@ class Worker(_Base):  # type: ignore[misc]  # see _Base
             if task_id not in self._running_tasks and not isinstance(task, JobTask):
                 self._reporter.note(task, RUNNING)
             super()._run_task(task_id)
+        if not getattr(self._scheduler, "more", True):  # nothing can go with it: no need to ask before it is submitted
+            self._dispatcher.pump(True)
         if time.monotonic() - self._pumped < PUMP_EVERY:
             return
         if self._task_result_queue.ready():  # do not let results wait until everything is started

@@ -94,6 +94,7 @@ class Told:
                 params=answer["task_params"], batch_id=answer["batch_id"],
             )  # fmt: skip
             self.given[worker].append(answer["batch_id"])
+        answer.pop("more", None)  # ours alone
         others = [each for each in answer.pop("running_tasks") if each["worker"] != worker]
         return {**answer, "others": sorted(each["task_id"] for each in others)}
 
@@ -210,6 +211,19 @@ def test_both_give_out_the_same_work(story: list[Step]) -> None:
 
 def _scheduler(**more: Any) -> Any:
     return FlatScheduler(prune_on_get_work=True, record_task_history=False, retry_delay=-1.0, **more)
+
+
+def test_it_says_whether_asking_again_may_bring_more() -> None:
+    scheduler = _scheduler()
+    scheduler.add_task(task_id="a", worker="w", family="T")
+    scheduler.add_task(task_id="b", worker="w", family="T")
+    scheduler.add_task(task_id="c", worker="w", family="T", deps=["a"])
+    answers = [scheduler.get_work(worker="w", host="h", current_tasks=given) for given in ([], ["a"], ["a", "b"])]
+    assert [(each["task_id"], each["more"]) for each in answers] == [("a", True), ("b", False), (None, False)]
+    scheduler.add_task(task_id="d", worker="w", family="T", resources={"licence": 1})
+    scheduler.add_task(task_id="e", worker="w", family="T")
+    answer = scheduler.get_work(worker="w", host="h", current_tasks=["a", "b"])
+    assert (answer["task_id"], answer["more"]) == ("d", True), "where tasks need something, it is not known"
 
 
 def test_a_chain_longer_than_the_stack_can_be_urgent() -> None:
