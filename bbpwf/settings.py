@@ -197,7 +197,8 @@ class HeadsSettings(_Section):
     write_paths: tuple[Path, ...] = Field((), description="Further folders that they may write to.")
     spare: bool = Field(
         True,
-        description="Keep one head started and waiting (about 60 MB), so that a launch need not wait for Python.",
+        description="While people use the instance, keep one head started and waiting (about 60 MB), so that a launch "
+        "need not wait for Python.",
     )
     local_cluster: bool = Field(
         False,

@@ -54,8 +54,9 @@ def _idle(it: Instance) -> Iterator[Figure]:
     yield Figure("service: API process, idle, memory", _rss(it.pid), "MB", 150)
     for pid in _children(it.pid):
         words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        which = "agent" if "agent" in words else "Luigi's scheduler"
-        yield Figure(f"service: {which}, idle, memory", _rss(pid), "MB")
+        which = {"agent": "agent", "bbpwf.workflow.head": "head that waits"}
+        known = next((name for word, name in which.items() if word in words), "Luigi's scheduler")
+        yield Figure(f"service: {known}, idle, memory", _rss(pid), "MB")
 
 
 def _token_check(it: Instance) -> Iterator[Figure]:

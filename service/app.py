@@ -39,7 +39,7 @@ from service.children import Lock
 from service.containment import Containment
 from service.daemons import agent_daemon, scheduler_daemon
 from service.gateway.passes import PassChecker
-from service.heads import RunFolder, Spare
+from service.heads import SPARE_FOR_S, RunFolder, Spare
 from service.health import Readiness
 from service.idle import IdleStop, Noted, Use
 from service.launches import Launches
@@ -198,7 +198,8 @@ def _build(
     catalogue = Catalogue(settings, uploads, containment, clock)
     control = AgentControl(state / "agent.sock")
 
-    spare = Spare(settings, containment, redactor, clock)
+    use = Use(clock)
+    spare = Spare(settings, containment, redactor, clock, lambda: use.within(SPARE_FOR_S))
 
     def folder_of(run_id: str) -> RunFolder:
         return RunFolder(settings, uploads, containment, spare, run_id)
@@ -224,7 +225,7 @@ def _build(
             public_url=settings.service.public_url or f"http://{settings.service.host}:{settings.service.port}",
         )
     )
-    use, told = Use(clock), NoticeStore(database, clock)
+    told = NoticeStore(database, clock)
     launches = Launches(store, uploads, catalogue, supervisor, folder_of, notices, outbound)
     readiness = Readiness(settings, store, control, supervisor, containment, clock)
     return Instance(

@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ MAX_REASON = 8000
 """Characters of a head's reason that are kept."""
 SPARE_AFTER_S = 2.0
 """How long after a launch the next spare head is started: what was launched needs the processor more."""
+SPARE_FOR_S = 600.0
+"""For how long after a request the next launch is expected."""
 SPARE_AGAIN_S = 30.0
 """How long after one ended by itself."""
 _PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -71,24 +74,42 @@ class Spare:
     """A head that was started before there is a run for it: most of what a launch would wait for is Python's imports.
 
     It is contained as any head is, and has seen nothing of any user. For one thread.
+
+    Args:
+        settings: the instance's.
+        containment: gives it a cell.
+        redactor: masks what it says.
+        clock: for pauses.
+        in_use: whether people use the instance, so that there may be a launch soon.
     """
 
-    def __init__(self, settings: Settings, containment: Containment, redactor: Redactor, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        containment: Containment,
+        redactor: Redactor,
+        clock: Clock,
+        in_use: Callable[[], bool],
+    ) -> None:
         self._settings = settings
         self._containment = containment
         self._redactor = redactor
         self._clock = clock
+        self._in_use = in_use
         self._cell: Cell | None = None
         self._child: Child | None = None
         self._not_before = 0.0
 
     def tend(self) -> None:
-        """Start one if there is none, it is wanted, and no run has begun just now."""
+        """Start one if there is none, it is wanted, and no run has begun just now; end it if nobody is there."""
+        if not self._settings.heads.spare or not self._in_use():
+            self.stop()
+            return
         if self._child is not None and self._child.exit_code() is not None:
             _log.warning("the spare head ended with code %s", self._child.exit_code())
             self.stop()
             self._not_before = self._clock.monotonic() + SPARE_AGAIN_S
-        if self._child is not None or not self._settings.heads.spare or self._clock.monotonic() < self._not_before:
+        if self._child is not None or self._clock.monotonic() < self._not_before:
             return
         state = self._settings.state
         try:

@@ -33,17 +33,23 @@ class Use:
         self._guard = threading.Lock()
         self._open = 0
         self._last = clock.monotonic()
+        self._ever = False
 
     def began(self) -> None:
         """A request came."""
         with self._guard:
             self._open += 1
+            self._ever = True
 
     def ended(self) -> None:
         """It was answered in full."""
         with self._guard:
             self._open -= 1
             self._last = self._clock.monotonic()
+
+    def within(self, seconds: float) -> bool:
+        """Whether somebody has used it in the last ``seconds``."""
+        return self._ever and self.quiet_s() < seconds
 
     def quiet_s(self) -> float:
         """For how long nobody has used it; 0 while somebody does."""

@@ -122,6 +122,20 @@ def test_it_stops_once_nobody_has_used_it_for_long_enough(world: World) -> None:
     idle.end()
 
 
+def test_it_is_in_use_from_the_first_request_on_and_for_a_while() -> None:
+    clock = ManualClock()
+    use = Use(clock)
+    assert not use.within(60), "nobody has come yet"
+    use.began()
+    clock.advance(100)
+    assert use.within(60)
+    use.ended()
+    clock.advance(59)
+    assert use.within(60)
+    clock.advance(1)
+    assert not use.within(60)
+
+
 def test_requests_are_noted_for_as_long_as_they_are_open_and_probes_are_not() -> None:
     clock = ManualClock()
     use = Use(clock)

@@ -39,6 +39,7 @@ class Place:
     clock: ShiftedClock
     spare: Spare
     begun: list[Child]
+    people: list[str]
 
     def pid(self) -> int | None:
         """The spare head's process."""
@@ -67,7 +68,9 @@ class Place:
 def place(tmp_path: Path) -> Iterator[Place]:
     settings = Settings(state_dir=tmp_path)
     containment, clock = Containment(settings, 1), ShiftedClock()
-    made = Place(settings, containment, clock, Spare(settings, containment, Redactor(), clock), [])
+    people = ["somebody"]
+    spare = Spare(settings, containment, Redactor(), clock, lambda: bool(people))
+    made = Place(settings, containment, clock, spare, [], people)
     yield made
     made.spare.stop()
     for child in made.begun:
@@ -137,8 +140,21 @@ def test_one_that_ends_by_itself_is_not_started_again_at_once(place: Place) -> N
 
 def test_nobody_waits_where_it_is_not_wanted(place: Place) -> None:
     settings = Settings(state_dir=place.settings.state, heads=HeadsSettings(spare=False))
-    Spare(settings, place.containment, Redactor(), place.clock).tend()
+    Spare(settings, place.containment, Redactor(), place.clock, lambda: True).tend()
     assert place.pid() is None
+
+
+def test_nobody_waits_when_nobody_is_there(place: Place) -> None:
+    place.people.clear()
+    place.spare.tend()
+    assert place.pid() is None
+    place.people.append("somebody")
+    place.spare.tend()
+    assert place.pid() is not None
+    place.people.clear()
+    place.spare.tend()
+    assert place.pid() is None
+    assert not (place.settings.state / "heads" / "spare").exists()
 
 
 def test_nothing_of_it_is_left_after_the_service(place: Place) -> None:

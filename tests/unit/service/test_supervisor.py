@@ -132,7 +132,7 @@ def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
             lasting(tmp_path, "agent", agent_script, lambda: answers),
             lasting(tmp_path, "scheduler", "import sys; sys.stdin.read()", lambda: True),
         ]
-        spare = Spare(settings, containment, Redactor(), clock)
+        spare = Spare(settings, containment, Redactor(), clock, lambda: True)
         around = Surroundings(
             store=store,
             control=control,
