@@ -33,8 +33,9 @@ lint:  ## ruff, mypy and the floors of the house
 	$(BIN)/mypy
 
 # Three processes, for most tests wait for something; a file's tests stay together, and with them what they share.
+# Files are taken in their order: what waits longest, the integration tests, does not come last.
 # What this machine cannot run (see `sandbox/setup.sh marks`) is left out and was told by the set-up.
-PYTEST := $(BIN)/pytest -q -n 3 --dist loadfile -m "$$(sandbox/setup.sh marks)"
+PYTEST := $(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "$$(sandbox/setup.sh marks)"
 
 test: setup lint  ## all checks and tests, with coverage
 	@rm -f .coverage .coverage.*

@@ -204,7 +204,8 @@ class Seen:
 class Processes:
     """A thread that looks at the command line and environment of every process on this machine, again and again.
 
-    A process that was forked and did not yet become its program shows its parent's: it is taken for its parent.
+    A process that was forked and did not yet become its program shows its parent's: it is taken for its parent. What
+    tests that run beside this one start is theirs: they give a user's command line that user's own token.
     """
 
     EVERY_S = 0.02
@@ -261,5 +262,16 @@ class Processes:
         said = command.replace(b"\0", b" ").decode(errors="replace").strip()
         self.commands.add(said)
         seen = Seen(pid, parent, said, frozenset(self._canary.search(command)), frozenset(self._canary.search(environ)))
-        if seen.argv or seen.environ:
+        if (seen.argv or seen.environ) and not _of_other_tests(parent):
             self._found.append(seen)
+
+
+def _of_other_tests(pid: int) -> bool:
+    """Whether a process is, or descends from, one that runs tests beside this one: a sibling of ours."""
+    with contextlib.suppress(OSError):
+        while pid > 1 and pid != os.getpid():
+            parent = int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getppid():
+                return True
+            pid = parent
+    return False
