@@ -23,7 +23,15 @@ from bbpwf.cluster.runs import RunRecord
 from bbpwf.errors import Conflict, InvalidInput, LimitExceeded
 from bbpwf.redact import Redactor
 from bbpwf.settings import Settings
-from bbpwf.workflow.request import MAX_FAILURES, ClusterDefaults, HeadRequest, NexusRef, Outcome, ProjectRef
+from bbpwf.workflow.request import (
+    MAX_FAILURES,
+    WAITING,
+    ClusterDefaults,
+    HeadRequest,
+    NexusRef,
+    Outcome,
+    ProjectRef,
+)
 from service.children import Child
 from service.containment import Cell, Containment
 from service.uploads import Uploads
@@ -114,6 +122,7 @@ class Spare:
         state = self._settings.state
         try:
             self._cell = self._containment.enter("spare")
+            (self._cell.work / WAITING).unlink(missing_ok=True)  # of one that was killed
             self._child = Child(
                 "the spare head",
                 _HEAD,
@@ -132,7 +141,7 @@ class Spare:
     def take(self, run_id: str) -> tuple[Cell, Child] | None:
         """The cell of a run that has none yet, with the head that waits in it; ``None`` if there is no such head."""
         cell, child = self._cell, self._child
-        if cell is None or child is None or child.exit_code() is not None:
+        if cell is None or child is None or child.exit_code() is not None or not (cell.work / WAITING).exists():
             return None
         renamed = self._containment.rename(cell, run_id)
         if renamed is None:

@@ -5,7 +5,8 @@ SIGTERM cancels the run.
 When its standard input, a pipe that its parent holds, reaches its end, it ends at once and touches no job.
 
 Without RUN_DIR it waits, with everything imported, for a line on its standard input that says what it is for: JSON with
-``folder`` (RUN_DIR) and ``env`` (variables to set). Nothing of a user's was looked at until then.
+``folder`` (RUN_DIR) and ``env`` (variables to set). Nothing of a user's was looked at until then. As long as it waits
+there is a file ``waiting`` in its working folder: before, its folders may not be moved.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from bbpwf.cluster.client import AgentClient
 from bbpwf.errors import BbpwfError, InvalidInput
 from bbpwf.redact import Redactor
 from bbpwf.workflow.patience import AgentGone
-from bbpwf.workflow.request import Failure, Outcome, parse_request, write_outcome
+from bbpwf.workflow.request import WAITING, Failure, Outcome, parse_request, write_outcome
 from bbpwf.workflow.runner import Cancellation, SchedulerGone, run_local
 
 _log = logging.getLogger(__name__)
@@ -110,7 +111,9 @@ def _run(folder: Path, cancellation: Cancellation) -> tuple[Outcome, Exit, str]:
 
 def _told() -> list[str]:
     """What this process is for, when its parent says so; nothing if that ends first."""
+    Path(WAITING).touch()
     line = sys.stdin.readline()
+    Path(WAITING).unlink(missing_ok=True)
     if not line.endswith("\n"):
         return []
     said = json.loads(line)

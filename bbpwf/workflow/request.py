@@ -16,6 +16,9 @@ from bbpwf.errors import InvalidInput
 LOG_TAIL_CHARS = 4000
 """Most characters of a job's log that an outcome quotes."""
 
+WAITING = "waiting"
+"""A file in the working folder of a head that waits for a run."""
+
 MAX_FAILURES = 50
 """Most failures that an outcome lists; their number is in its reason."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from bbpwf.cluster.runs import Owner, RunRecord, RunRequest
 from bbpwf.redact import Redactor
 from bbpwf.settings import HeadsSettings, Settings
 from bbpwf.states import RunState
+from bbpwf.workflow.request import WAITING
 from service.children import Child, holders
 from service.containment import Containment
 from service.heads import SPARE_AFTER_S, SPARE_AGAIN_S, RunFolder, Spare
@@ -45,6 +47,14 @@ class Place:
         """The spare head's process."""
         found = holders(self.settings.state / "locks" / "spare")
         return found[0] if found else None
+
+    def ready(self) -> int | None:
+        """Its process, once it waits."""
+        deadline = time.monotonic() + 30
+        while not (self.settings.state / "heads" / "spare" / "work" / WAITING).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return self.pid()
 
     def start(self, run_id: str) -> Child:
         """The head of a run."""
@@ -86,7 +96,7 @@ def kill(pid: int | None) -> None:
 
 def test_a_run_gets_the_head_that_waits(place: Place) -> None:
     place.spare.tend()
-    waiting = place.pid()
+    waiting = place.ready()
     head = place.start("r1")
     assert head.pid == waiting
     assert head.wait(30)
@@ -95,11 +105,27 @@ def test_a_run_gets_the_head_that_waits(place: Place) -> None:
     assert not (place.settings.state / "heads" / "spare").exists()
 
 
+def test_a_head_that_is_not_ready_yet_is_left_alone(place: Place) -> None:
+    work = place.settings.state / "heads" / "spare" / "work"
+    work.mkdir(parents=True)
+    (work / WAITING).touch()  # of one that was killed
+    place.spare.tend()
+    early = place.pid()
+    head = place.start("r1")
+    assert head.pid != early
+    assert head.wait(30)
+    assert "no_such_module" in place.log("r1")
+    assert place.ready() == early
+    assert place.start("r2").pid == early
+    assert place.begun[-1].wait(30)
+    assert "no_such_module" in place.log("r2")
+
+
 def test_a_run_that_has_been_here_before_gets_a_head_of_its_own(place: Place) -> None:
     (place.settings.state / "heads" / "r1" / "work" / "tmp").mkdir(parents=True)
     (place.settings.state / "heads" / "r1" / "work" / "kept").touch()
     place.spare.tend()
-    waiting = place.pid()
+    waiting = place.ready()
     head = place.start("r1")
     assert head.pid != waiting
     assert head.wait(30)
@@ -109,7 +135,7 @@ def test_a_run_that_has_been_here_before_gets_a_head_of_its_own(place: Place) ->
 
 def test_a_run_begins_although_the_waiting_head_was_killed(place: Place) -> None:
     place.spare.tend()
-    waiting = place.pid()
+    waiting = place.ready()
     kill(waiting)
     head = place.start("r1")
     assert head.pid != waiting
@@ -119,6 +145,7 @@ def test_a_run_begins_although_the_waiting_head_was_killed(place: Place) -> None
 
 def test_the_next_one_is_started_when_the_launch_is_over(place: Place) -> None:
     place.spare.tend()
+    place.ready()
     place.start("r1")
     place.spare.tend()
     assert place.pid() is None
